@@ -1,0 +1,1 @@
+"""PostgreSQL: pool, tenant transactions, migrations, and one file of SQL a table."""

@@ -1,0 +1,1 @@
+"""AuraLink Hub: real-time signaling and presence in front of LiveKit."""
