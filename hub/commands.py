@@ -1,0 +1,166 @@
+"""How a command is declared: one line on the one function that does it.
+
+That line drives validation, permission, rate limit, ack, the REST route, both documents, metrics and logs. Each module
+of `actions/` makes a `Commands` table of its own; `app.py` merges them, and a name or a route declared twice refuses to
+start.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
+
+import msgspec
+
+from hub.policy import PERMISSIONS, Permission
+
+Need = Literal["anyone", "user", "member", "admin"] | Permission
+"""Who may call: `anyone` with a session (guests too), a `user` (no guest), a `member` of the call named by `call_id`,
+an `admin` of the tenant, or a member (or owner) of the call with that permission."""
+
+NEEDS: frozenset[str] = frozenset(("anyone", "user", "member", "admin", *PERMISSIONS))
+
+_NAME = re.compile(r"[a-z_]+:[a-z_]+")
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """`times` per `per_s` seconds, per user and command, with a burst of `times`. `shared`: counted over all nodes."""
+
+    times: int
+    per_s: float
+    shared: bool = False
+
+
+DEFAULT_RATE = Rate(50, per_s=1)
+
+
+class Http(msgspec.Struct, frozen=True):
+    """The REST twin: `path` below `/api/v1`, with `{field}` parts that fill fields of the message.
+
+    GET and DELETE take the other fields from the query, the rest from a JSON body. `location` is the template of the
+    Location header, filled from the answer.
+    """
+
+    method: Literal["GET", "POST", "PATCH", "PUT", "DELETE"]
+    path: str
+    status: int = 200
+    location: str | None = None
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return tuple(re.findall(r"{(\w+)}", self.path))
+
+
+class Empty(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """No data."""
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Base of what the server sends. `recorded` events get an offset and come again after a reconnect."""
+
+    name: ClassVar[str]
+    recorded: ClassVar[bool] = True
+
+
+class Command(msgspec.Struct, frozen=True):
+    name: str
+    run: Callable[..., Awaitable[Any]]
+    message: type[Any]
+    answer: type[Any]
+    needs: Need
+    rate: Rate
+    emits: tuple[type[Event], ...]
+    http: Http | None
+    socket: bool
+    mutates: bool
+    deadline_s: float
+    summary: str
+
+    @property
+    def noun(self) -> str:
+        return self.name.partition(":")[0]
+
+
+Action = Callable[..., Awaitable[Any]]
+
+
+class Commands:
+    """A table of declared commands."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[str, Command] = {}
+
+    def add(
+        self,
+        name: str,
+        *,
+        needs: Need,
+        rate: Rate = DEFAULT_RATE,
+        emits: Iterable[type[Event]] = (),
+        http: Http | None = None,
+        socket: bool = True,
+        mutates: bool = True,
+        deadline_s: float = 3.0,
+    ) -> Callable[[Action], Action]:
+        """Declare the decorated `async def action(ctx, message: M) -> A` as the command `name`.
+
+        `mutates=False` marks a pure question: it takes no `op_id`. The docstring's first line is its documentation.
+        """
+
+        def declare(run: Action) -> Action:
+            hints = get_type_hints(run)
+            parameters = list(inspect.signature(run).parameters)
+            summary = (inspect.getdoc(run) or "").strip()
+            if not _NAME.fullmatch(name) or needs not in NEEDS or not summary or len(parameters) != 2:
+                raise TypeError(f"{run.__qualname__}: not a well-declared command")
+            self._insert(
+                Command(
+                    name=name,
+                    run=run,
+                    message=hints[parameters[1]],
+                    answer=hints["return"],
+                    needs=needs,
+                    rate=rate,
+                    emits=tuple(emits),
+                    http=http,
+                    socket=socket,
+                    mutates=mutates,
+                    deadline_s=deadline_s,
+                    summary=summary,
+                )
+            )
+            return run
+
+        return declare
+
+    def merge(self, *tables: Commands) -> Commands:
+        for table in tables:
+            for command in table:
+                self._insert(command)
+        return self
+
+    def get(self, name: str) -> Command | None:
+        return self._by_name.get(name)
+
+    def __iter__(self) -> Iterator[Command]:
+        return iter(self._by_name.values())
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+    def _insert(self, command: Command) -> None:
+        if command.name in self._by_name:
+            raise ValueError(f"two commands with the name {command.name}")
+        route = command.http and (command.http.method, re.sub(r"{\w+}", "{}", command.http.path))
+        for other in self:
+            if route and other.http and route == (other.http.method, re.sub(r"{\w+}", "{}", other.http.path)):
+                raise ValueError(f"{command.name} and {other.name} have the same route")
+        missing = set(command.http.fields if command.http else ()) - set(command.message.__struct_fields__)
+        if missing:
+            raise ValueError(f"{command.name}: the path names {sorted(missing)}, the message does not")
+        self._by_name[command.name] = command
+
+
+assert set(get_args(Permission)) <= NEEDS

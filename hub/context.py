@@ -1,0 +1,304 @@
+"""What an action is given: who asks, and the ports it may use. Data and Protocols only.
+
+An action gets one `Context` and its decoded message. It never sees Redis, LiveKit or a socket: it sees `Bus`, `Media`,
+`Roster` and `Session`, which `app.py` fills with the real ones and tests fill as they like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+from uuid import UUID
+
+import msgspec
+
+from db import idempotency
+from hub.commands import Event
+from hub.policy import Permission, Permissions, Role
+
+if TYPE_CHECKING:
+    from db.calls import Call
+    from db.participants import Participant
+    from db.pool import Database, Transaction
+    from hub.media.values import Grant, ParticipantInfo, RoomInfo
+
+
+class GuestPass(msgspec.Struct, frozen=True):
+    """What a guest token is bound to."""
+
+    call_id: UUID
+    role: Role
+    denied: tuple[Permission, ...] = ()
+    link_id: UUID | None = None
+
+
+class Actor(msgspec.Struct, frozen=True):
+    """Who asks, as the token says."""
+
+    tenant_id: UUID
+    user_id: str
+    role: Literal["authenticated", "anon", "service_role", "guest"]
+    expires_at: datetime
+    display_name: str = ""
+    avatar_url: str = ""
+    hub_role: Literal["viewer", "admin"] | None = None
+    guest: GuestPass | None = None
+
+    @property
+    def admin(self) -> bool:
+        return self.hub_role == "admin" or self.role == "service_role"
+
+
+class Position(msgspec.Struct, frozen=True):
+    """A place in a room's log."""
+
+    epoch: str
+    offset: int
+
+
+class Member(msgspec.Struct, frozen=True):
+    """The actor in one call: `participant` is None for an owner or admin who is not in it."""
+
+    call: Call
+    participant: Participant | None
+    role: Role
+    permissions: Permissions
+
+
+class RosterEntry(msgspec.Struct, frozen=True):
+    """One socket session in one room, as all nodes see it."""
+
+    session_id: str
+    participant_id: UUID
+    user_id: str
+    tenant_id: UUID
+    node_id: str
+    incarnation: str
+    state: Literal["live", "interrupted"] = "live"
+
+
+class Session(Protocol):
+    """The socket session a command came by."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def rooms(self) -> Mapping[UUID, UUID]:
+        """call_id → participant_id of the rooms this session is in."""
+        ...
+
+    async def enter(self, call_id: UUID, participant_id: UUID) -> None:
+        """Hear the room from now on. Events are held back until the ack of the running command has left."""
+        ...
+
+    def seen(self, call_id: UUID, position: Position) -> None:
+        """The ack tells the room as of `position`: events up to it are not delivered again."""
+        ...
+
+    async def exit(self, call_id: UUID) -> None: ...
+
+    def refresh(self, actor: Actor) -> None:
+        """The token was renewed."""
+        ...
+
+
+class Bus(Protocol):
+    async def to_room(
+        self,
+        call_id: UUID,
+        name: str,
+        payload: Any,
+        *,
+        recorded: bool = True,
+        by: Mapping[str, Any] | None = None,
+        skip_session: str | None = None,
+    ) -> Position | None: ...
+
+    async def to_user(self, tenant_id: UUID, user_id: str, name: str, payload: Any) -> None: ...
+
+    async def position(self, call_id: UUID) -> Position: ...
+
+    async def since(self, call_id: UUID, position: Position) -> Sequence[Any] | None: ...
+
+    async def control(self, node_id: str, message: Mapping[str, Any]) -> None:
+        """Tell one node something that no client hears: evict or close a session."""
+        ...
+
+
+class Roster(Protocol):
+    async def enter(self, call_id: UUID, entry: RosterEntry) -> None: ...
+    async def leave(self, call_id: UUID, session_id: str) -> None: ...
+    async def interrupt(self, call_id: UUID, session_id: str) -> None: ...
+    async def sessions(self, call_id: UUID) -> Sequence[RosterEntry]: ...
+
+
+class Media(Protocol):
+    """LiveKit. Every call ends within its own deadline, or raises MediaUnavailable, MediaError or NotFound."""
+
+    async def create_room(
+        self,
+        name: str,
+        *,
+        region: str | None = None,
+        max_participants: int = 0,
+        empty_timeout_s: int = 300,
+        departure_timeout_s: int = 20,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> RoomInfo: ...
+    async def delete_room(self, name: str, *, region: str | None = None) -> None: ...
+    async def list_rooms(
+        self, names: Sequence[str] | None = None, *, region: str | None = None
+    ) -> Sequence[RoomInfo]: ...
+    async def list_participants(self, room: str, *, region: str | None = None) -> Sequence[ParticipantInfo]: ...
+    async def remove_participant(self, room: str, identity: str, *, region: str | None = None) -> None: ...
+    async def mute(
+        self, room: str, identity: str, track_sid: str, muted: bool, *, region: str | None = None
+    ) -> None: ...
+    async def set_permissions(self, room: str, identity: str, grant: Grant, *, region: str | None = None) -> None: ...
+    async def update_participant(
+        self,
+        room: str,
+        identity: str,
+        *,
+        region: str | None = None,
+        name: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        attributes: Mapping[str, str] | None = None,
+    ) -> None: ...
+    async def update_room_metadata(
+        self, room: str, metadata: Mapping[str, Any], *, region: str | None = None
+    ) -> None: ...
+    async def send_data(
+        self,
+        room: str,
+        data: bytes,
+        *,
+        topic: str,
+        identities: Sequence[str] = (),
+        region: str | None = None,
+    ) -> None: ...
+    def mint_token(
+        self,
+        *,
+        room_name: str,
+        identity: str,
+        name: str,
+        metadata: Mapping[str, Any],
+        attributes: Mapping[str, str],
+        grant: Grant,
+        ttl_s: int,
+        region: str | None = None,
+    ) -> tuple[str, datetime]: ...
+    def public_url(self, region: str | None = None) -> str: ...
+    def has_region(self, region: str) -> bool: ...
+
+
+class Verdict(Protocol):
+    @property
+    def allowed(self) -> bool: ...
+    @property
+    def retry_after_ms(self) -> int: ...
+
+
+class Limits(Protocol):
+    async def allow(self, key: str, times: int, per_s: float) -> Verdict: ...
+
+
+class Hub(Protocol):
+    """The node, as actions see it."""
+
+    @property
+    def db(self) -> Database: ...
+    @property
+    def bus(self) -> Bus: ...
+    @property
+    def roster(self) -> Roster: ...
+    @property
+    def media(self) -> Media: ...
+    @property
+    def limits(self) -> Limits: ...
+    @property
+    def node_id(self) -> str: ...
+    @property
+    def incarnation(self) -> str: ...
+    @property
+    def rules(self) -> Rules: ...
+    @property
+    def tokens(self) -> TokenVerifier: ...
+    @property
+    def clock(self) -> Callable[[], datetime]: ...
+
+
+class TokenVerifier(Protocol):
+    """Raises TokenInvalid or TokenExpired."""
+
+    async def verify(self, token: str) -> Actor: ...
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True):
+    """The numbers an action decides by, out of the settings. Published at `/limits`."""
+
+    max_participants: int = 100
+    metadata_bytes: int = 8192
+    display_name_chars: int = 128
+    token_ttl_s: int = 600
+    waiting_expires_s: int = 86_400
+    reconnect_grace_s: float = 20.0
+    leave_grace_s: float = 2.0
+    socket_grace_s: float = 30.0
+    absent_room_grace_s: float = 60.0
+    empty_timeout_s: int = 300
+    departure_timeout_s: int = 20
+    data_bytes: int = 15_360
+    rooms_per_session: int = 64
+    regions: tuple[str, ...] = ("default",)
+    recovery_window_s: int = 120
+
+
+@dataclass(slots=True)
+class Context:
+    """One running command."""
+
+    hub: Hub
+    actor: Actor
+    request_id: str
+    session: Session | None = None
+    device_id: str | None = None
+    op_key: str | None = None
+    if_match: str | None = None
+    client: str = ""
+    # Filled by the dispatcher for commands that need a member or a permission.
+    _member: Member | None = None
+    # The answer already kept beside the effect, in the same transaction.
+    kept: bool = False
+
+    def now(self) -> datetime:
+        return self.hub.clock().astimezone(UTC)
+
+    @property
+    def member(self) -> Member:
+        if self._member is None:
+            raise LookupError("the command was declared without a member")
+        return self._member
+
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        """One transaction that sees the actor's tenant only. Raises db.errors.DatabaseUnavailable."""
+        return self.hub.db.tenant(self.actor.tenant_id, self.actor.user_id)
+
+    async def keep(self, tx: Transaction, answer: Any) -> None:
+        """Store the answer in the transaction of its effect, so that a repeat under the same op_id can never do it twice."""
+        if self.op_key is not None:
+            await idempotency.finish(tx, self.actor.user_id, self.op_key, msgspec.json.encode(answer))
+            self.kept = True
+
+    async def tell(self, call_id: UUID, event: Event) -> None:
+        """Everybody in the room hears `event`. Call it after the transaction."""
+        await self.hub.bus.to_room(call_id, event.name, event, recorded=event.recorded, by=self.by())
+
+    def by(self) -> dict[str, Any]:
+        """The `by` of an event's envelope."""
+        participant = self._member.participant if self._member else None
+        return {"participant_id": participant.id if participant else None, "user_id": self.actor.user_id}

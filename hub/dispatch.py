@@ -1,0 +1,245 @@
+"""The one road of a command, from a socket or from REST: look up → limit → decode → permit → claim → run → answer.
+
+Whatever happens, the caller gets an answer: the command's own, or a refusal with a code. What escapes an action and is
+no refusal is a bug: logged with its traceback, answered as `internal`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import structlog
+
+from db import errors as db_errors
+from db import idempotency
+from hub import metrics
+from hub.commands import Command, Commands, Rate
+from hub.context import Context, Hub, Member
+from hub.policy import Permission
+from hub.protocol import errors
+from hub.protocol.errors import FieldError, HubError, Problem
+from hub.state.bucket import Bucket
+
+log = structlog.get_logger("hub.dispatch")
+
+Authorize = Callable[[Context, UUID, Permission | None], Awaitable[Member]]
+"""The actor as a member of the call, allowed to do that; raises NotFound, NotInRoom, Banned or Forbidden."""
+
+# A command that is in flight elsewhere under the same op_id is waited for this long, then `timeout` (retryable).
+_IN_FLIGHT_S = 2.0
+_BUCKETS = 20_000
+
+
+class Ack(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a socket command is answered with. `data` is the answer's struct, or its JSON where it is a replay."""
+
+    ok: bool = msgspec.field()
+    data: Any = None
+    error: Problem | None = None
+    replayed: bool = False
+
+
+class Answer(msgspec.Struct, frozen=True):
+    data: Any
+    replayed: bool = False
+
+
+class Dispatcher:
+    """Runs declared commands. One per node; it owns nothing but the node-local rate buckets."""
+
+    def __init__(self, commands: Commands, hub: Hub, authorize: Authorize) -> None:
+        self.commands = commands
+        self._hub = hub
+        self._authorize = authorize
+        self._buckets: OrderedDict[tuple[str, str], Bucket] = OrderedDict()
+
+    async def ack(self, ctx: Context, name: str, payload: Any) -> Ack:
+        """Run a socket command. Never raises a refusal: it comes back as `Ack(ok=False, error=…)`."""
+        command = self.commands.get(name)
+        try:
+            if command is None or not command.socket:
+                raise errors.UnknownEvent(f"there is no command {name[:64]!r}")
+            if not isinstance(payload, Mapping):
+                raise errors.ValidationFailed(
+                    "the payload must be one object", errors=[FieldError("", "expected an object")]
+                )
+            answer = await self.run(ctx, command, payload, door="socket")
+        except HubError as refusal:
+            return Ack(ok=False, error=refusal.problem(ctx.request_id))
+        return Ack(ok=True, data=answer.data, replayed=answer.replayed)
+
+    async def run(self, ctx: Context, command: Command, payload: Mapping[str, Any], *, door: str) -> Answer:
+        """Run `command` for `ctx.actor`. Raises a HubError for any refusal, bugs included (`internal`)."""
+        started = time.perf_counter()
+        outcome = "ok"
+        try:
+            async with asyncio.timeout(command.deadline_s):
+                return await self._run(ctx, command, payload)
+        except HubError as refusal:
+            outcome = refusal.code
+            raise
+        except db_errors.DatabaseUnavailable as error:
+            outcome = errors.DatabaseUnavailable.code
+            raise errors.DatabaseUnavailable(retry_after_ms=1000) from error
+        except TimeoutError as error:
+            outcome = errors.Timeout.code
+            raise errors.Timeout(f"{command.name} took longer than {command.deadline_s:g} s") from error
+        except Exception as error:
+            outcome = errors.Internal.code
+            log.exception("command_crashed", command=command.name, request_id=ctx.request_id)
+            raise errors.Internal() from error
+        finally:
+            elapsed = time.perf_counter() - started
+            metrics.COMMANDS.labels(command.name, door, outcome).inc()
+            metrics.COMMAND_SECONDS.labels(command.name).observe(elapsed)
+            log.info(
+                "command",
+                command=command.name,
+                door=door,
+                outcome=outcome,
+                ms=round(elapsed * 1000, 2),
+                request_id=ctx.request_id,
+                session_id=ctx.session.id if ctx.session else None,
+                call_id=str(payload.get("call_id") or "")[:36] or None,
+                user_id=ctx.actor.user_id,
+            )
+
+    async def _run(self, ctx: Context, command: Command, payload: Mapping[str, Any]) -> Answer:
+        await self._limit(ctx, command)
+        fields = dict(payload)
+        op_id = fields.pop("op_id", None)
+        fields.pop("traceparent", None)
+        if command.mutates and op_id is not None:
+            ctx.op_key = f"op:{_uuid('op_id', op_id)}"
+        message = decode(command.message, fields)
+        await self._permit(ctx, command, message)
+        if ctx.op_key is None or not command.mutates:
+            return Answer(await command.run(ctx, message))
+        return await self._once(ctx, command, fields, message)
+
+    async def _limit(self, ctx: Context, command: Command) -> None:
+        key = f"{ctx.actor.tenant_id}:{ctx.actor.user_id}"
+        if command.rate.shared:
+            verdict = await self._hub.limits.allow(f"{command.name}:{key}", command.rate.times, command.rate.per_s)
+            wait_ms = 0 if verdict.allowed else verdict.retry_after_ms
+        else:
+            wait_ms = self._bucket(key, command.name, command.rate).take(time.monotonic())
+        if wait_ms:
+            raise errors.RateLimited(
+                f"{command.rate.times} {command.name} per {command.rate.per_s:g} s", retry_after_ms=wait_ms
+            )
+
+    def _bucket(self, key: str, name: str, rate: Rate) -> Bucket:
+        bucket = self._buckets.get((key, name))
+        if bucket is None:
+            # The oldest bucket goes: one that was not used for 20,000 others is full again, or next to it.
+            while len(self._buckets) >= _BUCKETS:
+                self._buckets.popitem(last=False)
+            bucket = self._buckets[key, name] = Bucket(rate.times, rate.per_s)
+        self._buckets.move_to_end((key, name))
+        return bucket
+
+    async def _permit(self, ctx: Context, command: Command, message: Any) -> None:
+        match command.needs:
+            case "anyone":
+                return
+            case "user":
+                if ctx.actor.role == "guest":
+                    raise errors.Forbidden("guests may not do this")
+            case "admin":
+                if not ctx.actor.admin:
+                    raise errors.Forbidden("this needs an admin")
+            case "member":
+                ctx._member = await self._authorize(ctx, message.call_id, None)
+            case permission:
+                ctx._member = await self._authorize(ctx, message.call_id, permission)
+
+    async def _once(self, ctx: Context, command: Command, fields: Mapping[str, Any], message: Any) -> Answer:
+        """Exactly one effect under `ctx.op_key`, on whatever node the repeats arrive."""
+        assert ctx.op_key is not None
+        digest = hashlib.sha256(msgspec.json.encode([command.name, fields], order="deterministic")).digest()
+        answer = await self._claim(ctx, command, digest)
+        if answer is not None:
+            return Answer(msgspec.Raw(answer), replayed=True)
+        try:
+            data = await command.run(ctx, message)
+        except BaseException:
+            # Nothing happened: a repeat may try. Shielded, since the deadline may be what ended it.
+            if not ctx.kept:
+                await asyncio.shield(self._release(ctx))
+            raise
+        if not ctx.kept:
+            async with ctx.transaction() as tx:
+                await ctx.keep(tx, data)
+        return Answer(data)
+
+    async def _claim(self, ctx: Context, command: Command, digest: bytes) -> bytes | None:
+        """None: ours to run. Bytes: the answer of the one that ran."""
+        assert ctx.op_key is not None
+        give_up = time.monotonic() + _IN_FLIGHT_S
+        while True:
+            async with ctx.transaction() as tx:
+                claim = await idempotency.claim(
+                    tx, ctx.actor.user_id, ctx.op_key, command.name, digest, lease_s=command.deadline_s + 2
+                )
+            match claim:
+                case idempotency.Fresh():
+                    return None
+                case idempotency.Replay(answer):
+                    return answer
+                case idempotency.Conflict():
+                    raise errors.OpIdConflict()
+            if time.monotonic() > give_up:
+                raise errors.Timeout("the same op_id is still running", retry_after_ms=1000)
+            await asyncio.sleep(0.05)
+
+    async def _release(self, ctx: Context) -> None:
+        assert ctx.op_key is not None
+        try:
+            async with ctx.transaction() as tx:
+                await idempotency.release(tx, ctx.actor.user_id, ctx.op_key)
+        except db_errors.DatabaseUnavailable:
+            # The lease ends by itself.
+            log.warning("claim_not_released", request_id=ctx.request_id)
+
+
+def decode(message: type[Any], fields: Mapping[str, Any]) -> Any:
+    """`fields` as a `message` struct. Raises ValidationFailed that names the field."""
+    try:
+        return msgspec.convert(fields, message)
+    except msgspec.ValidationError as error:
+        raise invalid(str(error)) from None
+
+
+_AT = re.compile(r"^(?P<text>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
+_NAMED = re.compile(r"(?:missing required|unknown) field `(?P<field>[^`]*)`")
+
+
+def invalid(text: str) -> errors.ValidationFailed:
+    """The refusal for one of msgspec's messages, as in "Expected `int`, got `str` - at `$.max_participants`"."""
+    match = _AT.match(text)
+    assert match is not None
+    path, reason = (match["path"] or "").lstrip("."), match["text"].replace("Object", "object")
+    named = _NAMED.search(reason)
+    if named:
+        path = f"{path}.{named['field']}".lstrip(".")
+        reason = "unknown field" if "unknown" in reason else "required"
+    path = path[:200]
+    return errors.ValidationFailed(f"{path}: {reason}" if path else reason, errors=[FieldError(path, reason)])
+
+
+def _uuid(field: str, value: object) -> UUID:
+    try:
+        return UUID(str(value))
+    except ValueError:
+        raise errors.ValidationFailed(
+            f"{field}: expected a UUID", errors=[FieldError(field, "expected a UUID")]
+        ) from None

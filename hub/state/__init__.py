@@ -1,0 +1,1 @@
+"""What a node knows, as plain values. Pure: no asyncio, no clock, no driver."""
