@@ -177,9 +177,11 @@ class Media(Protocol):
         data: bytes,
         *,
         topic: str,
-        identities: Sequence[str] = (),
+        identities: Sequence[str] | None = None,
         region: str | None = None,
-    ) -> None: ...
+    ) -> None:
+        """`identities` None: everybody in the room; an empty one: nobody."""
+        ...
     def mint_token(
         self,
         *,
