@@ -1,0 +1,144 @@
+"""What operators ask and get."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+import msgspec
+from msgspec import Meta
+
+from hub.protocol.fields import CallId, CallStatus, Cursor, Limit, Reason
+from hub.protocol.views import CallView
+
+SessionId = Annotated[str, Meta(min_length=1, max_length=128, description="As in the list of sessions.")]
+
+
+class NodeView(msgspec.Struct, frozen=True, kw_only=True):
+    """One node: `status` is ready, draining or lost."""
+
+    node_id: str
+    incarnation: str
+    status: str
+    region: str
+    version: str
+    started_at: datetime | None
+    sockets: int
+    rooms: int
+
+
+class NodeList(msgspec.Struct, frozen=True):
+    items: list[NodeView]
+
+
+class Overview(msgspec.Struct, frozen=True, kw_only=True):
+    """The tenant's calls by status, its people in calls, and the nodes."""
+
+    calls: dict[str, int]
+    participants: int
+    sessions: int
+    inbox: dict[str, int]
+    nodes: list[NodeView]
+    server_time: datetime
+
+
+class ListAllRooms(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Every call of the tenant, newest first."""
+
+    status: Annotated[CallStatus | None, Meta(description="Only these.")] = None
+    q: Annotated[str, Meta(min_length=1, max_length=200, description="Part of the name.")] | None = None
+    limit: Limit = 50
+    cursor: Cursor | None = None
+
+
+class RoomList(msgspec.Struct, frozen=True):
+    items: list[CallView]
+    next_cursor: str | None
+
+
+class SessionView(msgspec.Struct, frozen=True, kw_only=True):
+    session_id: str
+    user_id: str
+    node_id: str
+    connected_at: datetime | None
+    client: str
+    rooms: list[UUID]
+
+
+class ListSessions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    limit: Limit = 100
+
+
+class SessionList(msgspec.Struct, frozen=True):
+    items: list[SessionView]
+
+
+class CloseSession(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    session_id: SessionId
+    reason: Reason | None = None
+
+
+class ListInbox(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    limit: Limit = 50
+    cursor: Cursor | None = None
+
+
+class InboxEntry(msgspec.Struct, frozen=True, kw_only=True):
+    """A stored webhook. `status` is pending, done or dead; `error` is what the last try said."""
+
+    id: str
+    event: str
+    room_name: str
+    status: str
+    attempts: int
+    error: str | None
+    received_at: datetime
+
+
+class InboxPage(msgspec.Struct, frozen=True):
+    items: list[InboxEntry]
+    next_cursor: str | None
+
+
+class RetryInbox(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    id: Annotated[str, Meta(min_length=1, max_length=128, description="As in the list of the inbox.")]
+
+
+class ListAudit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    limit: Limit = 50
+    cursor: Cursor | None = None
+
+
+class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    at: datetime
+    actor: str
+    action: str
+    target_type: str
+    target_id: str
+    reason: str | None
+    details: dict[str, Any]
+
+
+class AuditPage(msgspec.Struct, frozen=True):
+    items: list[AuditEntry]
+    next_cursor: str | None
+
+
+class ConfigAnswer(msgspec.Struct, frozen=True):
+    """Every setting as it is in force, secrets as `***`."""
+
+    settings: dict[str, Any]
+
+
+class EndAnyRoom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    call_id: CallId
+    reason: Reason | None = None
+
+
+class Reconciled(msgspec.Struct, frozen=True):
+    """What one sweep set right."""
+
+    corrections: int
+    details: dict[str, Any]

@@ -1,0 +1,34 @@
+"""App data that goes to the others through the SFU."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+from uuid import UUID
+
+import msgspec
+from msgspec import Meta
+
+from hub.protocol.fields import CallId
+
+
+class SendData(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A text of yours, to some or to everybody in the SFU room. It is not kept and not acknowledged by them."""
+
+    call_id: CallId
+    topic: Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[\w.:/-]+$", description="What it is about.")]
+    # The bytes are counted by the action: a character can be four of them.
+    data: Annotated[str, Meta(max_length=15_360, description="Up to 15 KiB of UTF-8.")]
+    to: (
+        Annotated[list[UUID], Meta(min_length=1, max_length=100, description="Participants; absent: everybody.")] | None
+    ) = None
+
+
+class DataMessage(msgspec.Struct, frozen=True):
+    """What travels in the data packet: who it is from is the hub's word, not the sender's."""
+
+    participant_id: UUID | None
+    user_id: str
+    topic: str
+    data: str
+    sent_at: datetime

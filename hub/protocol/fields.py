@@ -1,0 +1,54 @@
+"""The fields that many messages share, with their limits. What a description says here stands in both documents."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from msgspec import Meta
+
+CallId = Annotated[UUID, Meta(description="The call. Paths of the REST twin also take its `room_name`.")]
+ParticipantId = Annotated[UUID, Meta(description="Somebody in the call, as in `participants[].participant_id`.")]
+DisplayName = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=128,
+        # No control characters: they would break the lists of every other client.
+        pattern=r"^[^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*$",
+        description="What others see; never an identity.",
+    ),
+]
+CallName = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=200,
+        pattern=r"^[^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*$",
+        description="What the call is called.",
+    ),
+]
+DeviceId = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=64,
+        pattern=r"^[A-Za-z0-9._-]+$",
+        description="A stable id of this device. With it one person can be in a call on two devices; without it the "
+        "newer one takes over.",
+    ),
+]
+UserId = Annotated[str, Meta(min_length=1, max_length=128, description="The `sub` of their token.")]
+Metadata = Annotated[dict[str, Any], Meta(max_length=256, description="A JSON object of yours, up to 8 KiB.")]
+MetadataText = Annotated[str, Meta(max_length=8192, description="The same object as JSON in a string.")]
+Reason = Annotated[str, Meta(max_length=500, description="Free text, for people.")]
+Limit = Annotated[int, Meta(ge=1, le=100, description="How many to a page.")]
+Cursor = Annotated[str, Meta(min_length=1, max_length=512, description="`next_cursor` of the page before.")]
+CallType = Literal["one_on_one", "group", "webinar"]
+CallStatus = Literal["waiting", "active", "ended"]
+RoleName = Literal["viewer", "participant", "moderator", "host"]
+MediaSource = Literal["microphone", "camera", "screen_share"]
+Sources = Annotated[
+    list[MediaSource],
+    Meta(min_length=1, max_length=3, description="Which tracks; a shared screen takes its sound along."),
+]
