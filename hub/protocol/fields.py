@@ -44,7 +44,7 @@ MetadataText = Annotated[str, Meta(max_length=8192, description="The same object
 Reason = Annotated[str, Meta(max_length=500, description="Free text, for people.")]
 Limit = Annotated[int, Meta(ge=1, le=100, description="How many to a page.")]
 Cursor = Annotated[str, Meta(min_length=1, max_length=512, description="`next_cursor` of the page before.")]
-CallType = Literal["one_on_one", "group", "webinar"]
+CallType = Literal["one_to_one", "group", "webinar"]
 CallStatus = Literal["waiting", "active", "ended"]
 RoleName = Literal["viewer", "participant", "moderator", "host"]
 MediaSource = Literal["microphone", "camera", "screen_share"]
