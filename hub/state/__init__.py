@@ -1,1 +1,1 @@
-"""What a node knows, as plain values. Pure: no asyncio, no clock, no driver."""
+"""What a node knows, as plain values. Pure: no event loop, no clock, no driver; `now` comes in, changes come out."""
