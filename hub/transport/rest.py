@@ -1,0 +1,253 @@
+"""REST: every declared command with an `http` line, under `/api/v1`.
+
+A request becomes the same mapping a socket would send, runs down the same road, and its answer becomes a response.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import types
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated, Any, Final, Union, get_args, get_origin
+from uuid import UUID
+
+import msgspec
+from aiohttp import hdrs, web
+
+from db import calls
+from db import errors as db_errors
+from hub.commands import Command
+from hub.context import Actor, Context, Hub
+from hub.dispatch import Answer, Dispatcher, invalid
+from hub.protocol import errors
+from hub.protocol.errors import FieldError
+from hub.transport import auth
+from hub.transport.middleware import COMMAND, REQUEST_ID, read_body
+
+BASE: Final = "/api/v1"
+
+_BODY_METHODS = frozenset({"POST", "PATCH", "PUT"})
+_ROOM_NAME = re.compile(r"room_[a-z0-9]+_\d{1,20}")
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,128}")
+# The largest whole number a JSON number can hold exactly everywhere.
+_EXACT = 2**53
+
+
+def setup(app: web.Application, dispatcher: Dispatcher, hub: Hub) -> None:
+    """Add the route of every declared command."""
+    for command in dispatcher.commands:
+        if command.http is not None:
+            app.router.add_route(command.http.method, BASE + command.http.path, _handler(command, dispatcher, hub))
+
+
+def _handler(
+    command: Command, dispatcher: Dispatcher, hub: Hub
+) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        request[COMMAND] = command
+        # First of all: who is not let in learns nothing about bodies and fields.
+        actor = await authenticate(request, hub)
+        fields = await _fields(request, command, actor, hub)
+        ctx = Context(
+            hub=hub,
+            actor=actor,
+            request_id=request[REQUEST_ID],
+            op_key=_op_key(request, command),
+            if_match=_if_match(request),
+            client=_client(request),
+        )
+        return _response(command, await dispatcher.run(ctx, command, fields, door="rest"))
+
+    return handle
+
+
+async def authenticate(request: web.Request, hub: Hub) -> Actor:
+    """The actor of the bearer token. Raises Unauthenticated, TokenInvalid or TokenExpired."""
+    token = auth.bearer(request.headers.get(hdrs.AUTHORIZATION))
+    if token is None:
+        raise errors.Unauthenticated()
+    return await hub.tokens.verify(token)
+
+
+async def _fields(request: web.Request, command: Command, actor: Actor, hub: Hub) -> dict[str, Any]:
+    """The message as a mapping: from the path, and the query or the body."""
+    assert command.http is not None
+    types_ = {field.encode_name: field.type for field in msgspec.structs.fields(command.message)}
+    if command.http.method in _BODY_METHODS:
+        if request.query:
+            raise _unknown(next(iter(request.query)))
+        given = await _body(request)
+    else:
+        given = {name: _query(request, name, types_) for name in dict.fromkeys(request.query)}
+    for name in command.http.fields:
+        if name in given:
+            raise _unknown(name)
+    for name in ("op_id", "traceparent"):
+        # A socket has no headers and sends these along; here they are Idempotency-Key and traceparent.
+        if name in given:
+            raise _unknown(name)
+    for name in command.http.fields:
+        given[name] = await _part(name, request.match_info[name], types_[name], command, actor, hub)
+    return given
+
+
+async def _part(name: str, text: str, kind: Any, command: Command, actor: Actor, hub: Hub) -> Any:
+    """A part of the path. What cannot name anything is `not_found`, as what names nothing."""
+    if name == "call_id" and _ROOM_NAME.fullmatch(text):
+        return await _call_of(text, command, actor, hub)
+    if "\x00" in text or len(text) > 512:
+        raise errors.NotFound()
+    try:
+        return msgspec.convert(text, kind, strict=False)
+    except msgspec.ValidationError:
+        raise errors.NotFound() from None
+
+
+async def _call_of(room_name: str, command: Command, actor: Actor, hub: Hub) -> UUID:
+    try:
+        async with asyncio.timeout(command.deadline_s), hub.db.tenant(actor.tenant_id, actor.user_id) as tx:
+            call = await calls.by_room_name(tx, room_name)
+    except db_errors.DatabaseUnavailable as error:
+        raise errors.DatabaseUnavailable(retry_after_ms=1000) from error
+    except TimeoutError as error:
+        raise errors.Timeout() from error
+    if call is None:
+        raise errors.NotFound()
+    return call.id
+
+
+async def _body(request: web.Request) -> dict[str, Any]:
+    """The JSON object of the body; an empty body is an empty object."""
+    # Also a guard against forms that foreign pages send: those cannot set this type without a preflight.
+    if hdrs.CONTENT_TYPE in request.headers and request.content_type != "application/json":
+        raise errors.UnsupportedMediaType("bodies are application/json")
+    if request.headers.get(hdrs.CONTENT_ENCODING, "identity") != "identity":
+        raise errors.UnsupportedMediaType("bodies are not compressed")
+    raw = await read_body(request)
+    if not raw:
+        return {}
+    if hdrs.CONTENT_TYPE not in request.headers:
+        raise errors.UnsupportedMediaType("bodies are application/json")
+    try:
+        value = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise errors.BadRequest(f"the body is not JSON: {str(error)[:200]}") from None
+    if not isinstance(value, dict):
+        raise errors.ValidationFailed("the body must be one object", errors=[FieldError("", "expected an object")])
+    return {name: plain(item, name) for name, item in value.items()}
+
+
+def plain(value: Any, path: str) -> Any:
+    """JSON without what bites later: 2.0 becomes 2, and text with a NUL, which PostgreSQL cannot hold, is refused."""
+    if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT:
+        return int(value)
+    if isinstance(value, str):
+        if "\x00" in value:
+            raise errors.ValidationFailed(
+                f"{path[:200]}: text may not contain NUL", errors=[FieldError(path[:200], "contains NUL")]
+            )
+        return value
+    if isinstance(value, dict):
+        return {plain(name, path): plain(item, f"{path}.{name}") for name, item in value.items()}
+    if isinstance(value, list):
+        return [plain(item, f"{path}[{index}]") for index, item in enumerate(value)]
+    return value
+
+
+def _query(request: web.Request, name: str, types_: Mapping[str, Any]) -> Any:
+    """One query parameter as its field's type. A list may be repeated, or comma-separated."""
+    if name not in types_:
+        raise _unknown(name)
+    values = request.query.getall(name)
+    kind = types_[name]
+    given: Any = values[0]
+    if _listed(kind):
+        given = [part for value in values for part in value.split(",")]
+    elif len(values) > 1:
+        raise errors.ValidationFailed(f"{name}: given twice", errors=[FieldError(name, "given twice")])
+    plain(given, name)
+    try:
+        return msgspec.convert(given, kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise invalid(f"{str(error).partition(' - at ')[0]} - at `$.{name}`") from None
+
+
+def _listed(kind: Any) -> bool:
+    origin = get_origin(kind)
+    if origin is Annotated:
+        return _listed(get_args(kind)[0])
+    if origin in (Union, types.UnionType):
+        return any(_listed(part) for part in get_args(kind))
+    return (origin or kind) in (list, tuple, set, frozenset)
+
+
+def _unknown(name: str) -> errors.ValidationFailed:
+    name = name[:200]
+    return errors.ValidationFailed(f"{name}: unknown field", errors=[FieldError(name, "unknown field")])
+
+
+def _op_key(request: web.Request, command: Command) -> str | None:
+    key = request.headers.get("Idempotency-Key")
+    if key is None or request.method != hdrs.METH_POST or not command.mutates:
+        return None
+    # The draft writes it as a quoted string; most clients send it bare. Both are the same key.
+    key = key[1:-1] if len(key) >= 2 and key[0] == key[-1] == '"' else key
+    if not _IDEMPOTENCY_KEY.fullmatch(key):
+        raise errors.BadRequest("Idempotency-Key: 1 to 128 visible ASCII characters")
+    return f"idem:{key}"
+
+
+def _if_match(request: web.Request) -> str | None:
+    """The quoted tag as it came. `*` asks for nothing that a 404 does not say already."""
+    tag = request.headers.get(hdrs.IF_MATCH, "").strip()
+    return None if tag in ("", "*") else tag[:256]
+
+
+def _client(request: web.Request) -> str:
+    agent = request.headers.get(hdrs.USER_AGENT, "")
+    return "".join(char for char in agent[:128] if char.isprintable())
+
+
+def _response(command: Command, answer: Answer) -> web.Response:
+    assert command.http is not None
+    data = answer.data
+    if isinstance(data, msgspec.Raw):
+        data = _again(command, data)
+    headers = {"Idempotency-Replayed": "true"} if answer.replayed else {}
+    etag = getattr(data, "etag", None)
+    if isinstance(etag, str) and etag:
+        headers[hdrs.ETAG] = etag if etag.endswith('"') else f'"{etag}"'
+    if command.http.location is not None:
+        headers[hdrs.LOCATION] = _location(command.http.location, data)
+    if data is None or command.http.status == 204:
+        return web.Response(status=204, headers=headers)
+    return web.Response(
+        status=command.http.status,
+        body=msgspec.json.encode(data),
+        content_type="application/json",
+        headers=headers,
+    )
+
+
+def _again(command: Command, raw: msgspec.Raw) -> Any:
+    """A kept answer as its struct, for the headers made of it; as plain JSON where an older version kept it."""
+    if bytes(raw) == b"null":
+        return None
+    try:
+        return msgspec.json.decode(raw, type=command.answer)
+    except msgspec.ValidationError:
+        return msgspec.json.decode(raw)
+
+
+def _location(template: str, data: Any) -> str:
+    """`/rooms/{call_id}` with the answer's fields; `{call.call_id}` reaches into one."""
+
+    def value(match: re.Match[str]) -> str:
+        found = data
+        for name in match[1].split("."):
+            found = found.get(name) if isinstance(found, Mapping) else getattr(found, name)
+        return str(found)
+
+    path = re.sub(r"{([\w.]+)}", value, template)
+    return path if path.startswith(BASE) else BASE + path
