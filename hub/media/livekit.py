@@ -145,10 +145,7 @@ class LiveKit:
 
     async def get_participant(self, room: str, identity: str, *, region: str | None = None) -> ParticipantInfo:
         """Raises NotFound."""
-        request = api.RoomParticipantIdentity(room=room, identity=identity)
-        answer = await self._regions[region].call(
-            "get_participant", lambda lk: lk.room.get_participant(request), room=room
-        )
+        answer = await self._regions[region].call("get_participant", lambda lk: _find(lk, room, identity), room=room)
         return translate.participant(answer)
 
     async def remove_participant(
@@ -208,11 +205,9 @@ class LiveKit:
 
         Reads, then writes: two at once for one person must not be, so call it under the call's lock. Raises NotFound.
         """
-        who = api.RoomParticipantIdentity(room=room, identity=identity)
 
         async def change(lk: LiveKitAPI) -> models.ParticipantInfo:
-            now = (await lk.room.get_participant(who)).permission
-            wanted = translate.permission(grant, now)
+            wanted = translate.permission(grant, (await _find(lk, room, identity)).permission)
             request = api.UpdateParticipantRequest(room=room, identity=identity, permission=wanted)
             return await lk.room.update_participant(request)
 
@@ -228,7 +223,12 @@ class LiveKit:
         Raises NotFound, also for an unknown track, where LiveKit says yes.
         """
         request = api.MuteRoomTrackRequest(room=room, identity=identity, track_sid=track_sid, muted=muted)
-        answer = await self._regions[region].call("mute", lambda lk: lk.room.mute_published_track(request), room=room)
+
+        async def change(lk: LiveKitAPI) -> api.MuteRoomTrackResponse:
+            await _find(lk, room, identity)
+            return await lk.room.mute_published_track(request)
+
+        answer = await self._regions[region].call("mute", change, room=room)
         if not answer.track.sid:
             raise NotFound("no such track")
         return translate.track(answer.track)
@@ -240,9 +240,12 @@ class LiveKit:
         request = api.UpdateSubscriptionsRequest(
             room=room, identity=identity, track_sids=track_sids, subscribe=subscribe
         )
-        await self._regions[region].call(
-            "update_subscriptions", lambda lk: lk.room.update_subscriptions(request), room=room
-        )
+
+        async def change(lk: LiveKitAPI) -> None:
+            await _find(lk, room, identity)
+            await lk.room.update_subscriptions(request)
+
+        await self._regions[region].call("update_subscriptions", change, room=room)
 
     async def send_data(
         self,
@@ -254,7 +257,10 @@ class LiveKit:
         reliable: bool = True,
         region: str | None = None,
     ) -> None:
-        """Send to whoever is connected now: everybody, or `identities`. No receipt, no history, no sender shown."""
+        """Send to whoever is connected now: everybody, or `identities`. No receipt, no history, no sender shown.
+
+        Raises NotFound for an unknown room; an unknown identity is passed over.
+        """
         if len(data) > DATA_BYTES:
             raise PayloadTooLarge(f"{len(data)} bytes where {DATA_BYTES} are allowed", details={"limit": DATA_BYTES})
         if identities is not None and not identities:
@@ -267,7 +273,12 @@ class LiveKit:
             destination_identities=identities,
             topic=topic,
         )
-        await self._regions[region].call("send_data", lambda lk: lk.room.send_data(request), room=room, twice=False)
+
+        async def send(lk: LiveKitAPI) -> None:
+            await _find_room(lk, room)
+            await lk.room.send_data(request)
+
+        await self._regions[region].call("send_data", send, room=room, twice=False)
 
     # Tokens and webhooks: no network
 
@@ -302,3 +313,16 @@ class LiveKit:
 
 def _json(metadata: Mapping[str, Any]) -> str:
     return msgspec.json.encode(metadata).decode()
+
+
+async def _find_room(lk: LiveKitAPI, room: str) -> None:
+    """Raises LiveKit's not_found. For what goes to the room's own node: without one, LiveKit just waits for 3 s."""
+    found = await lk.room.list_rooms(api.ListRoomsRequest(names=[room]))
+    if not found.rooms:
+        raise ServerError(ServerErrorCode.NOT_FOUND, "requested room does not exist", status=404)
+
+
+async def _find(lk: LiveKitAPI, room: str, identity: str) -> models.ParticipantInfo:
+    """Raises LiveKit's not_found, within milliseconds: what goes to somebody's connection waits where there is none."""
+    await _find_room(lk, room)
+    return await lk.room.get_participant(api.RoomParticipantIdentity(room=room, identity=identity))

@@ -161,7 +161,8 @@ class Region:
         if error.code in _KEY_REFUSED:
             # LiveKit repeats the token in its message, so nothing of it goes on, the chained exception neither.
             return MediaError("the media server does not accept this hub's API key", details=details)
-        return MediaError(f"the media server refused: {error.message[:200]}", details=details)
+        message = error.message.removeprefix("twirp error unknown: ")[:200]
+        return MediaError(f"the media server refused: {message}", details=details)
 
 
 class Regions:
