@@ -59,7 +59,7 @@ class CallView(msgspec.Struct, frozen=True, kw_only=True):
     locked: bool
     lobby_enabled: bool
     metadata: dict[str, Any]
-    region: str
+    region: str | None
     created_at: datetime
     started_at: datetime | None
     ended_at: datetime | None
