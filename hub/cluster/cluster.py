@@ -1,0 +1,113 @@
+"""What this node shares with the others, as one thing that starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+
+import structlog
+
+from hub.cluster.bus import Bus
+from hub.cluster.envelope import Signer
+from hub.cluster.keys import Keys
+from hub.cluster.nodes import Nodes, default_node_id
+from hub.cluster.redis import Door
+from hub.protocol.errors import ClusterUnavailable
+
+log = structlog.get_logger(__name__)
+
+# A node whose Redis is away at its start comes up degraded rather than not at all.
+START_S = 2.0
+_STOP_S = 2.0
+
+
+class Cluster:
+    """`start` and `stop`, or `async with Cluster.open(…)`. Raises ValueError for a URL or secret that cannot serve."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        env: str,
+        secret: bytes,
+        node_id: str | None = None,
+        region: str = "default",
+        version: str = "",
+    ) -> None:
+        self._door = Door(url)
+        keys = Keys(env)
+        self.nodes = Nodes(
+            self._door,
+            keys,
+            node_id=node_id or default_node_id(),
+            region=region,
+            version=version,
+            now=datetime.now(UTC),
+        )
+        self.bus = Bus(self._door, keys, self.nodes, Signer(secret, env))
+        self._running: asyncio.Task[None] | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        url: str,
+        *,
+        env: str,
+        secret: bytes,
+        node_id: str | None = None,
+        region: str = "default",
+        version: str = "",
+    ) -> AsyncIterator[Cluster]:
+        cluster = cls(url, env=env, secret=secret, node_id=node_id, region=region, version=version)
+        await cluster.start()
+        try:
+            yield cluster
+        finally:
+            await cluster.stop()
+
+    @property
+    def node_id(self) -> str:
+        return self.nodes.node_id
+
+    @property
+    def incarnation(self) -> str:
+        return self.nodes.incarnation
+
+    @property
+    def degraded(self) -> bool:
+        """The other nodes cannot be reached now."""
+        return self.bus.degraded
+
+    async def ping(self) -> None:
+        """Raises ClusterUnavailable."""
+        await self._door.command("PING")
+
+    async def start(self) -> None:
+        """Connected when this returns, or degraded after two seconds of trying."""
+        self._running = asyncio.create_task(self.run(), name="cluster")
+        if not await self.bus.wait_up(START_S):
+            log.warning("started without redis")
+            return
+        try:
+            await self.nodes.beat()
+        except ClusterUnavailable:
+            log.warning("started without a lease")
+
+    async def run(self) -> None:
+        """Every loop of the cluster; for whoever has a TaskGroup of their own, instead of `start`."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.bus.run(), name="bus")
+            tasks.create_task(self.nodes.run(), name="nodes")
+
+    async def stop(self) -> None:
+        """Leave: the lease ends at once, so that nobody waits for it to lapse."""
+        await self.nodes.leave()
+        running, self._running = self._running, None
+        if running is not None:
+            running.cancel()
+            await asyncio.wait((running,), timeout=_STOP_S)
+        self.bus.close()
+        await self._door.close()

@@ -1,0 +1,84 @@
+"""The names of everything the hub keeps in Redis: `aura:{env}:…`, the environment written out.
+
+All keys of a room's log share the hash slot of `{call_id}`, so that one script may touch them on a Redis Cluster.
+Leases, rosters and sessions share the slot of `{presence}`: the scripts that change a roster check the lease of the
+node in the same step, which only works within one slot, and they run a few times per join, not per event.
+"""
+
+from __future__ import annotations
+
+import re
+from uuid import UUID
+
+_ENV = re.compile(r"[a-z0-9_-]{1,32}")
+
+
+class Keys:
+    def __init__(self, env: str) -> None:
+        # Braces or colons in it would move hash slots and let one environment name the keys of another.
+        if not _ENV.fullmatch(env):
+            raise ValueError(f"not an environment name: {env!r}")
+        self._prefix = f"aura:{env}:"
+        self._presence = f"{self._prefix}{{presence}}:"
+
+    # One room's log.
+
+    def room_channel(self, call_id: UUID) -> str:
+        return f"{self._prefix}room:{{{call_id}}}"
+
+    def room_head(self, call_id: UUID) -> str:
+        return f"{self._prefix}room:{{{call_id}}}:head"
+
+    def room_log(self, call_id: UUID) -> str:
+        return f"{self._prefix}room:{{{call_id}}}:log"
+
+    # Other channels.
+
+    def user_channel(self, tenant_id: UUID, user_id: str) -> str:
+        return f"{self._prefix}user:{{{tenant_id}:{user_id}}}"
+
+    def node_channel(self, node_id: str) -> str:
+        return f"{self._prefix}node:{node_id}"
+
+    def tick_channel(self, name: str) -> str:
+        return f"{self._prefix}tick:{name}"
+
+    # Presence.
+
+    def lease(self, incarnation: str) -> str:
+        return f"{self._presence}lease:{incarnation}"
+
+    @property
+    def leases(self) -> str:
+        """The prefix of `lease`, for scripts that look up the lease of an entry."""
+        return f"{self._presence}lease:"
+
+    @property
+    def presence(self) -> str:
+        """The prefix of every presence key, for the scripts that follow entries from one key to the next."""
+        return self._presence
+
+    @property
+    def nodes(self) -> str:
+        return f"{self._presence}nodes"
+
+    @property
+    def incarnations(self) -> str:
+        return f"{self._presence}incarnations"
+
+    def roster(self, call_id: UUID) -> str:
+        return f"{self._presence}roster:{call_id}"
+
+    def sessions(self, tenant_id: UUID) -> str:
+        return f"{self._presence}sessions:{tenant_id}"
+
+    # Everything else, each alone in its slot.
+
+    def limit(self, key: str) -> str:
+        return f"{self._prefix}limit:{key}"
+
+    def lock(self, name: str) -> str:
+        return f"{self._prefix}lock:{{{name}}}"
+
+    def fence(self, name: str) -> str:
+        return f"{self._prefix}lock:{{{name}}}:fence"

@@ -1,0 +1,22 @@
+-- Where a room's log stands, with the entries from an offset on. A room without a log gets its epoch here.
+-- KEYS  1 head  2 log
+-- ARGV  1 epoch to use if the room has none  2 first offset wanted, or '-' for only the last entry  3 how many at most
+local head = redis.call('HMGET', KEYS[1], 'epoch', 'offset')
+local epoch, offset = head[1], head[2]
+if not epoch then
+  epoch, offset = ARGV[1], '0'
+  redis.call('HSET', KEYS[1], 'epoch', epoch, 'offset', 0)
+  redis.call('PEXPIRE', KEYS[1], 86400000)
+  redis.call('DEL', KEYS[2])
+end
+local found
+if ARGV[2] == '-' then
+  found = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)
+else
+  found = redis.call('XRANGE', KEYS[2], ARGV[2] .. '-0', '+', 'COUNT', ARGV[3])
+end
+local entries = {}
+for i, entry in ipairs(found) do
+  entries[i] = entry[2][2]
+end
+return {epoch, offset, entries}

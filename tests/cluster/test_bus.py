@@ -1,0 +1,223 @@
+"""The bus between two nodes of one environment, everything well."""
+
+from __future__ import annotations
+
+import asyncio
+from uuid import uuid4
+
+import msgspec
+import pytest
+
+from hub.cluster import Cluster
+from hub.context import Position
+from tests.cluster.conftest import OpenNode
+from tests.cluster.hearing import until
+
+
+class Said(msgspec.Struct, frozen=True):
+    text: str
+
+
+async def test_every_node_hears_two_senders_in_the_same_order_without_gaps(open_node: OpenNode) -> None:
+    (a, ear_a), (b, ear_b) = await open_node("a"), await open_node("b")
+    call_id = uuid4()
+    await asyncio.gather(a.bus.subscribe_room(call_id), b.bus.subscribe_room(call_id))
+
+    async def talk(node: Cluster, who: str) -> None:
+        for start in range(0, 300, 10):
+            await asyncio.gather(
+                *(node.bus.to_room(call_id, "chat:posted", Said(f"{who}{n}")) for n in range(start, start + 10))
+            )
+
+    await asyncio.gather(talk(a, "a"), talk(b, "b"))
+    await until(lambda: len(ear_a.events) == 600 and len(ear_b.events) == 600)
+    assert ear_a.events == ear_b.events
+    assert ear_a.offsets == list(range(1, 601))
+    assert sorted(ear_a.said) == sorted([f"a{n}" for n in range(300)] + [f"b{n}" for n in range(300)])
+    assert a.bus.counters.repairs == b.bus.counters.repairs == 0
+
+
+async def test_one_senders_awaited_events_keep_their_order(open_node: OpenNode) -> None:
+    (a, _), (b, ear_b) = await open_node("a"), await open_node("b")
+    call_id = uuid4()
+    await b.bus.subscribe_room(call_id)
+    for n in range(50):
+        await a.bus.to_room(call_id, "chat:posted", Said(str(n)))
+    await until(lambda: len(ear_b.events) == 50)
+    assert ear_b.said == [str(n) for n in range(50)]
+
+
+async def test_an_event_carries_its_position_and_who_caused_it(open_node: OpenNode) -> None:
+    a, ear = await open_node("a")
+    call_id = uuid4()
+    await a.bus.subscribe_room(call_id)
+    position = await a.bus.to_room(
+        call_id,
+        "hand:raised",
+        {"text": "x", "call_id": call_id, "by": "nobody"},
+        by={"user_id": "u"},
+        skip_session="s1",
+    )
+    await until(lambda: bool(ear.events))
+    (event,) = ear.events
+    assert position == Position(event["epoch"], 1)
+    assert event["ts"].endswith("Z")
+    assert event == {
+        "call_id": str(call_id),
+        "epoch": event["epoch"],
+        "offset": 1,
+        "ts": event["ts"],
+        "by": {"user_id": "u"},
+        "text": "x",
+    }
+    assert (ear.names, ear.skipped) == (["hand:raised"], ["s1"])
+
+
+async def test_an_ephemeral_event_has_no_offset_and_is_not_kept(open_node: OpenNode) -> None:
+    (a, ear_a), (b, ear_b) = await open_node("a"), await open_node("b")
+    call_id = uuid4()
+    await a.bus.subscribe_room(call_id)
+    await b.bus.subscribe_room(call_id)
+    before = await a.bus.position(call_id)
+    assert await a.bus.to_room(call_id, "chat:typing", {}, recorded=False) is None
+    await until(lambda: bool(ear_a.events and ear_b.events))
+    assert "offset" not in ear_b.events[0]
+    assert await a.bus.position(call_id) == before
+    assert await b.bus.since(call_id, before) == []
+
+
+async def test_a_node_hears_only_rooms_it_subscribed_to(open_node: OpenNode) -> None:
+    (a, _), (b, ear_b) = await open_node("a"), await open_node("b")
+    mine, other = uuid4(), uuid4()
+    await b.bus.subscribe_room(mine)
+    await a.bus.to_room(other, "chat:posted", Said("elsewhere"))
+    await a.bus.to_room(mine, "chat:posted", Said("here"))
+    await until(lambda: bool(ear_b.events))
+    b.bus.unsubscribe_room(mine)
+    await a.bus.to_room(mine, "chat:posted", Said("after"))
+    await asyncio.sleep(0.05)
+    assert ear_b.said == ["here"]
+
+
+async def test_leaving_and_coming_back_at_once_misses_nothing_after_the_return(open_node: OpenNode) -> None:
+    (a, _), (b, ear_b) = await open_node("a"), await open_node("b")
+    call_id = uuid4()
+    await b.bus.subscribe_room(call_id)
+    for n in range(30):
+        b.bus.unsubscribe_room(call_id)
+        await b.bus.subscribe_room(call_id)
+        await a.bus.to_room(call_id, "chat:posted", Said(str(n)))
+        await until(lambda n=n: len(ear_b.events) == n + 1)  # type: ignore[misc]
+    assert ear_b.said == [str(n) for n in range(30)]
+
+
+async def test_concurrent_subscriptions_to_one_room_are_one(open_node: OpenNode) -> None:
+    a, ear = await open_node("a")
+    call_id = uuid4()
+    await asyncio.gather(*(a.bus.subscribe_room(call_id) for _ in range(20)))
+    await a.bus.to_room(call_id, "chat:posted", Said("once"))
+    await until(lambda: bool(ear.events))
+    await asyncio.sleep(0.02)
+    assert ear.said == ["once"]
+
+
+async def test_since_tells_exactly_what_came_after_a_position_on_any_node(open_node: OpenNode) -> None:
+    (a, _), (b, _) = await open_node("a"), await open_node("b")
+    call_id = uuid4()
+    start = await a.bus.position(call_id)
+    assert start.offset == 0
+    for n in range(5):
+        await a.bus.to_room(call_id, "chat:posted", Said(str(n)), by={"user_id": "u"})
+    missed = await b.bus.since(call_id, Position(start.epoch, 2))
+    assert missed is not None
+    assert [(one.event, one.data["offset"], one.data["text"]) for one in missed] == [
+        ("chat:posted", 3, "2"),
+        ("chat:posted", 4, "3"),
+        ("chat:posted", 5, "4"),
+    ]
+    assert await b.bus.since(call_id, Position(start.epoch, 5)) == []
+    assert await b.bus.since(call_id, Position("another", 5)) is None
+    # From the future: a log that lost its end must not call this caught up.
+    assert await b.bus.since(call_id, Position(start.epoch, 6)) is None
+
+
+async def test_the_log_keeps_a_thousand_events_and_says_so_when_asked_for_more(open_node: OpenNode) -> None:
+    a, _ = await open_node("a")
+    call_id = uuid4()
+    start = await a.bus.position(call_id)
+    for _ in range(11):
+        await asyncio.gather(*(a.bus.to_room(call_id, "chat:posted", Said("x")) for _ in range(100)))
+    missed = await a.bus.since(call_id, Position(start.epoch, 100))
+    assert missed is not None
+    assert len(missed) == 1000
+    assert await a.bus.since(call_id, Position(start.epoch, 99)) is None
+
+
+async def test_publishes_of_one_loop_turn_leave_in_one_write(open_node: OpenNode) -> None:
+    a, _ = await open_node("a")
+    link = a.bus._line._publish
+    assert link is not None and link._transport is not None
+    writes: list[int] = []
+    write = link._transport.write
+
+    class Counting:
+        def __getattr__(self, name: str) -> object:
+            return getattr(transport, name)
+
+        def write(self, data: bytes) -> None:
+            writes.append(len(data))
+            write(data)
+
+    transport = link._transport
+    link._transport = Counting()  # type: ignore[assignment]
+    await asyncio.gather(*(a.bus.to_room(uuid4(), "chat:posted", Said("x")) for _ in range(100)))
+    link._transport = transport
+    # A tick may fall into the same moment.
+    assert len(writes) <= 2
+
+
+async def test_a_user_hears_on_every_node_that_serves_them(open_node: OpenNode) -> None:
+    (a, ear_a), (b, ear_b) = await open_node("a"), await open_node("b")
+    tenant_id = uuid4()
+    await a.bus.subscribe_user(tenant_id, "anna}:x")
+    await b.bus.subscribe_user(tenant_id, "anna}:x")
+    await b.bus.subscribe_user(uuid4(), "anna}:x")
+    await a.bus.to_user(tenant_id, "anna}:x", "invite:received", {"n": 1})
+    await until(lambda: bool(ear_a.users and ear_b.users))
+    await asyncio.sleep(0.02)
+    assert ear_a.users == ear_b.users == [("anna}:x", "invite:received", {"n": 1})]
+
+
+async def test_a_control_message_reaches_one_node(open_node: OpenNode) -> None:
+    (a, ear_a), (_, ear_b) = await open_node("a"), await open_node("b")
+    await a.bus.control("b", {"do": "close_session", "session_id": "s"})
+    await a.bus.control("a", {"do": "self"})
+    await until(lambda: bool(ear_b.controls))
+    assert ear_b.controls == [{"do": "close_session", "session_id": "s"}]
+    assert ear_a.controls == [{"do": "self"}]
+
+
+async def test_scripts_that_were_flushed_are_sent_again(open_node: OpenNode) -> None:
+    a, ear = await open_node("a")
+    call_id = uuid4()
+    await a.bus.subscribe_room(call_id)
+    await a._door.command("SCRIPT", "FLUSH")
+    await asyncio.gather(*(a.bus.to_room(call_id, "chat:posted", Said(str(n))) for n in range(10)))
+    await until(lambda: len(ear.events) == 10)
+    assert ear.offsets == list(range(1, 11))
+
+
+@pytest.mark.parametrize("url", ["http://x", "redis+cluster://x:1", "redis+sentinel://x:1/"])
+async def test_a_url_that_cannot_serve_is_refused_at_once(url: str) -> None:
+    with pytest.raises(ValueError, match="redis"):
+        Cluster(url.replace("http", "http-not-redis"), env="test", secret=b"0" * 32)
+
+
+async def test_a_room_keeps_its_log_in_one_slot_and_expires(open_node: OpenNode, env_name: str) -> None:
+    a, _ = await open_node("a")
+    call_id = uuid4()
+    await a.bus.to_room(call_id, "chat:posted", Said("x"))
+    found = await a._door.command("KEYS", f"aura:{env_name}:room:*")
+    assert sorted(found) == [f"aura:{env_name}:room:{{{call_id}}}:{part}".encode() for part in ("head", "log")]
+    for key in found:
+        assert await a._door.command("PTTL", key) > 0
