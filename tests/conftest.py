@@ -5,10 +5,11 @@ Servers start once per pytest process (so once per xdist worker) and only when a
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from hub.embedded import Postgres, Valkey
+from hub.embedded import EmbeddedError, LiveKit, Postgres, Valkey, free_port, livekit_binary
 
 OWNER_PASSWORD = "owner-of-the-tests"
 APP_PASSWORD = "app-of-the-tests"
@@ -24,6 +25,21 @@ TEMPLATE = "hub_template"
 # Tests lose nothing that anybody needs when the machine dies.
 _CARELESS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off"}
 _serial = itertools.count(1)
+_LIVEKIT_FIXTURES = {"livekit", "start_livekit"}
+# The path of the server, or the reason why there is none.
+_livekit = pytest.StashKey[Path | str]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Have LiveKit before the first test runs: a build takes minutes, and a test's time limit counts its fixtures."""
+    wanted = any(_LIVEKIT_FIXTURES & set(getattr(item, "fixturenames", ())) for item in session.items)
+    if not wanted or session.config.option.collectonly:
+        return
+    try:
+        # With several workers only the first one tries where there is no way to build.
+        session.config.stash[_livekit] = livekit_binary(lambda line: print(line, flush=True), spare_failure_s=300)
+    except EmbeddedError as error:
+        session.config.stash[_livekit] = str(error)
 
 
 @dataclass(frozen=True)
@@ -55,6 +71,51 @@ def valkey() -> Iterator[Valkey]:
     with (
         tempfile.TemporaryDirectory(prefix="auralink-valkey-") as directory,
         Valkey(Path(directory), settings={"appendonly": "no"}) as server,
+    ):
+        yield server
+
+
+@pytest.fixture(scope="session")
+def livekit_path(pytestconfig: pytest.Config) -> Path:
+    """The LiveKit binary; a test that wants it is skipped, with the reason, where none can be had."""
+    found = pytestconfig.stash[_livekit]
+    if isinstance(found, str):
+        pytest.skip(found)
+    return found
+
+
+@pytest.fixture(scope="session")
+def livekit(livekit_path: Path) -> Iterator[LiveKit]:
+    """A shared LiveKit. It reports to `livekit.webhook_url`: start the hub under test on `livekit.webhook_port`.
+
+    Rooms of several tests live in it side by side; to kill, freeze or configure one take `start_livekit`.
+    """
+    with _livekit_server(livekit_path) as server:
+        yield server
+
+
+@pytest.fixture
+def start_livekit(livekit_path: Path) -> Iterator[Callable[..., LiveKit]]:
+    """`start_livekit(webhook_url=None, redis=None, **settings)`: a LiveKit for this test alone, stopped after it."""
+    with contextlib.ExitStack() as servers:
+
+        def start(webhook_url: str | None = None, redis: str | None = None, **settings: object) -> LiveKit:
+            return servers.enter_context(_livekit_server(livekit_path, webhook_url, redis, settings))
+
+        yield start
+
+
+@contextlib.contextmanager
+def _livekit_server(
+    binary: Path,
+    webhook_url: str | None = None,
+    redis: str | None = None,
+    settings: Mapping[str, object] | None = None,
+) -> Iterator[LiveKit]:
+    url = webhook_url or f"http://127.0.0.1:{free_port()}/webhooks/livekit"
+    with (
+        tempfile.TemporaryDirectory(prefix="auralink-livekit-") as directory,
+        LiveKit(Path(directory), binary=binary, webhook_url=url, redis=redis, settings=settings) as server,
     ):
         yield server
 

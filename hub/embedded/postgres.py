@@ -214,12 +214,17 @@ def _prepare(directory: Path, binaries: Path) -> tuple[Path, _Guise]:
         return directory, _Guise(binaries)
     # Anybody may pass through to the cluster, which is 0700; the password file beside it is 0600.
     directory.chmod(0o711)
-    for place in (directory, _refuge(directory)):
-        for copied in (False, True):
+    places = [directory, _refuge(directory)]
+    # Data that went there once stays there, whatever would be possible now.
+    if (places[1] / "cluster").exists() and not (directory / "cluster").exists():
+        places.reverse()
+    # The copy costs half a second and 100 MB: last.
+    for copied in (False, True):
+        for place in places:
             for guise in _root_guises(_copied(binaries) if copied else binaries, place):
                 if _accessible(place, guise):
                     return place, guise
-    raise EmbeddedError(f"as root, PostgreSQL can use neither {directory} nor {place}; run as an ordinary user")
+    raise EmbeddedError(f"as root, PostgreSQL can use neither {directory} nor {places[-1]}; run as an ordinary user")
 
 
 def _root_guises(binaries: Path, directory: Path) -> list[_Guise]:

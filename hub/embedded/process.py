@@ -21,6 +21,7 @@ STOP_S = 10.0
 _PR_SET_PDEATHSIG = 1
 # Linux hands out 32768 and up for outgoing connections; a server port from there collides with them sooner or later.
 _PORTS = range(20_000, 32_000)
+_handed_out: set[int] = set()
 
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
@@ -30,10 +31,14 @@ class EmbeddedError(RuntimeError):
 
 
 def free_port(*, udp: bool = False) -> int:
-    """A port below the ephemeral range that nobody listens on now. Another process may take it before you do."""
+    """A port below the ephemeral range that nobody listens on now, and that this process has not handed out before.
+
+    Another process may still take it before you do.
+    """
     for _ in range(200):
         port = random.choice(_PORTS)
-        if port_is_free(port, udp=udp):
+        if port not in _handed_out and port_is_free(port, udp=udp):
+            _handed_out.add(port)
             return port
     raise EmbeddedError("no free port between 20000 and 32000")
 
@@ -101,7 +106,7 @@ class DirectoryLock:
 
 
 class Child:
-    """One server process with its log file. It gets `stop_signal` when the thread that started it ends.
+    """One server process with its log file. `death_signal` reaches it when the thread that started it ends.
 
     Start it from the main thread: Linux sends the parent-death signal when the starting *thread* ends, so a server
     started through a worker thread stops with that worker.
@@ -113,6 +118,7 @@ class Child:
         *,
         log: Path,
         stop_signal: signal.Signals,
+        death_signal: signal.Signals | None = None,
         env: Mapping[str, str] | None = None,
         user: int | None = None,
         cwd: Path | None = None,
@@ -133,7 +139,7 @@ class Child:
                 cwd=cwd,
                 # Ctrl-C in the terminal is for the hub, which then stops its servers in order.
                 start_new_session=True,
-                preexec_fn=die_with_parent(stop_signal),
+                preexec_fn=die_with_parent(death_signal or stop_signal),
                 user=user,
                 group=user,
                 extra_groups=None if user is None else [],
@@ -151,6 +157,13 @@ class Child:
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
+    def ended_within(self, timeout_s: float) -> bool:
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def stop(self, timeout_s: float = STOP_S) -> None:
         """Ask it to stop; after `timeout_s` it is killed."""
         if self.exit_code is not None:
@@ -158,9 +171,7 @@ class Child:
         # A frozen process does not hear anything else.
         self._process.send_signal(signal.SIGCONT)
         self._process.send_signal(self._stop_signal)
-        try:
-            self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
+        if not self.ended_within(timeout_s):
             self.kill()
 
     def kill(self) -> None:
