@@ -532,6 +532,25 @@ def _reported(facts: CallFacts, event: MediaReported) -> CallFacts:
     return put_participant(facts, msgspec.structs.replace(person, reported=reported))
 
 
+def close_attachments(facts: CallFacts, ended_at: datetime | None) -> CallFacts:
+    """Remember stays by socket that are over; a kick and the end of the call end them."""
+    for person in facts.participants.values():
+        if person.attached and person.kicked:
+            person = msgspec.structs.replace(person, hub_left_at=person.kick_requested_at, hub_left_reason="kicked")
+        elif person.attached and ended_at is not None:
+            person = msgspec.structs.replace(person, hub_left_at=ended_at, hub_left_reason="call_ended")
+        if person.hub_joined_at is None or person.hub_left_at is None:
+            continue
+        stay = (person.hub_joined_at, person.hub_left_at)
+        if stay not in person.attachments:
+            stays = (*person.attachments, stay)
+            if len(stays) > MAX_INTERVALS:
+                stays = ((stays[0][0], stays[1][1]), *stays[2:])
+            person = msgspec.structs.replace(person, attachments=stays)
+        facts = put_participant(facts, person)
+    return facts
+
+
 def _open_incarnations(facts: CallFacts) -> list[Incarnation]:
     return [room for room in facts.incarnations.values() if room.finished_by is None]
 
