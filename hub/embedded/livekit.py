@@ -23,7 +23,8 @@ PATIENCE_S = 0.3
 class LiveKit:
     """One LiveKit server whose state and log lie in `data_dir`. Keys and ports stay the same over restarts.
 
-    It keeps no rooms: after a restart they are gone. `webhook_url` is where it reports, `settings` go over our
+    It keeps no rooms: after a restart they are gone. `binary` may come later, as long as it is there at `start()`.
+    `webhook_url` is where it reports, `settings` go over our
     configuration, nested mappings merged; `redis` ("host:port", without a password) makes it one node of several.
     """
 
@@ -31,13 +32,13 @@ class LiveKit:
         self,
         data_dir: Path,
         *,
-        binary: Path,
+        binary: Path | None = None,
         webhook_url: str,
         redis: str | None = None,
         settings: Mapping[str, object] | None = None,
     ) -> None:
         self._dir = data_dir.absolute()
-        self._binary = binary
+        self.binary = binary
         self.webhook_url = webhook_url
         self._redis = redis
         self._settings = settings or {}
@@ -76,10 +77,19 @@ class LiveKit:
         """None while it runs; LiveKit says 0 even when it could not start."""
         return self._running().exit_code
 
+    def prepare(self) -> Self:
+        """Choose keys and ports, so that they can be told to others before there is a server."""
+        self._dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.api_key, self.api_secret = _keys(self._dir / "keys")
+        self._ports = self._ports or _remembered_ports(self._dir / "ports")
+        return self
+
     def start(self) -> Self:
-        """Up and healthy when this returns, in 50 to 250 ms."""
+        """Up and healthy when this returns, in 50 to 250 ms. Raises EmbeddedError."""
         if self._child is not None and self._child.exit_code is None:
             return self
+        if self.binary is None:
+            raise EmbeddedError("there is no LiveKit binary to start")
         self._dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._lock.take()
         try:
@@ -128,7 +138,7 @@ class LiveKit:
             write_private(file, json.dumps(_merged(self._config(*self._ports), self._settings), indent=1))
             # If we die, nobody is left to be told: it goes at once rather than waiting for its people.
             child = Child(
-                [str(self._binary), "--config", str(file)],
+                [str(self.binary), "--config", str(file)],
                 log=log,
                 stop_signal=signal.SIGTERM,
                 death_signal=signal.SIGKILL,
