@@ -6,35 +6,16 @@ All members of an ack's error object are there under the same names, so that one
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import msgspec
 from aiohttp import web
 
 from hub.commands import Rate
-from hub.protocol.errors import FieldError, HubError, NotFound, TokenExpired, TokenInvalid, Unauthenticated
+from hub.protocol.errors import HubError, NotFound, TokenExpired, TokenInvalid, Unauthenticated
+from hub.protocol.problems import CONTENT_TYPE, HttpProblem
 
-CONTENT_TYPE = "application/problem+json"
 # Where `/docs` explains the code.
 TYPE = "/docs#error-"
-
-
-class HttpProblem(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """What every refusal looks like over HTTP."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-    # The same as `detail`, by the name an ack gives it.
-    message: str
-    # Always there: a client branches on it.
-    retryable: bool = msgspec.field()
-    retry_after_ms: int | None = None
-    details: dict[str, Any] | None = None
-    errors: list[FieldError] = msgspec.field()
-    request_id: str = msgspec.field()
 
 
 def problem(error: HubError, request_id: str, *, command: str = "", rate: Rate | None = None) -> web.Response:
