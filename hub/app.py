@@ -1,0 +1,324 @@
+"""The composition root: settings in, a running node out. The only file that knows every concrete class."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import hmac
+import importlib.metadata
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+from aiohttp import web
+
+from db import migrate, posture
+from db.errors import DatabaseUnavailable
+from db.pool import Database
+from hub import contract, metrics
+from hub.actions import all_commands
+from hub.actions.members import authorize
+from hub.background.due import Due
+from hub.background.inbox import Inbox
+from hub.background.sweep import Sweep
+from hub.background.tidy import Tidy
+from hub.cluster import Cluster
+from hub.context import Rules
+from hub.dispatch import Dispatcher
+from hub.media.livekit import LiveKit
+from hub.media.values import Server
+from hub.settings import Address, Settings
+from hub.transport import docs, health, middleware, rest, webhook
+from hub.transport.auth import TokenRules, Tokens, tenant_id
+from hub.transport.socketio import Edge, EdgeOptions
+
+log = structlog.get_logger("hub.app")
+
+# PostgreSQL and the hub are often started together; a hub that waits spares the restart loop.
+_START_S = 30.0
+_BACKLOG = 4096
+# What a stop may take after the sockets have gone.
+_CLOSE_S = 3.0
+_STATEMENT_S = 1.0
+
+
+class CannotServe(Exception):
+    """The node refuses to start; the text is one line that says why."""
+
+
+class Node:
+    """The ports an action sees (`hub.context.Hub`), and the parts behind them."""
+
+    def __init__(self, settings: Settings, db: Database, cluster: Cluster, media: LiveKit, tokens: Tokens) -> None:
+        self.settings = settings
+        self.db = db
+        self.cluster = cluster
+        self.media = media
+        self.tokens = tokens
+        self.bus = cluster.bus
+        self.roster = cluster.roster
+        self.limits = cluster.limits
+        self.rules = make_rules(settings)
+        self.started_at = self.clock()
+        self.draining = False
+
+    @property
+    def node_id(self) -> str:
+        return self.cluster.node_id
+
+    @property
+    def incarnation(self) -> str:
+        return self.cluster.incarnation
+
+    @staticmethod
+    def clock() -> datetime:
+        return datetime.now(UTC)
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    """Run a node's coroutine on the fastest loop there is."""
+    try:
+        import uvloop
+    except ImportError:  # no wheel for this platform
+        asyncio.run(work)
+    else:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(work)
+
+
+async def serve(settings: Settings, *, on_ready: Callable[[], None] = lambda: None) -> None:
+    """Run a node until SIGTERM or SIGINT, then drain it. Raises CannotServe."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    async with open_node(settings) as node, _serving(node):
+        on_ready()
+        log.info("serving", listen=str(settings.listen), region=settings.region)
+        await stop.wait()
+        log.info("stopping")
+
+
+@asynccontextmanager
+async def open_node(settings: Settings) -> AsyncIterator[Node]:
+    """The node's parts, connected and checked, its doors still closed. Raises CannotServe."""
+    async with AsyncExitStack() as stack:
+        db = await stack.enter_async_context(open_database(settings, wait_s=_START_S))
+        await _check_database(db)
+        media = await stack.enter_async_context(make_media(settings))
+        cluster = make_cluster(settings)
+        await cluster.start()
+        stack.push_async_callback(cluster.stop)
+        yield Node(settings, db, cluster, media, make_tokens(settings))
+
+
+@asynccontextmanager
+async def _serving(node: Node) -> AsyncIterator[None]:
+    """Open the doors and run the loops; on the way out, drain."""
+    settings = node.settings
+    dispatcher = Dispatcher(all_commands(), node, authorize)
+    edge = Edge(dispatcher, node, make_edge_options(node))
+    node.bus.listen(edge)
+    inbox = Inbox(node)
+    sweep = Sweep(node)
+    node.reconcile = sweep
+    checks = health.Checks(
+        required={"database": node.db.ping, "redis": node.cluster.ping},
+        optional={"livekit": node.media.ping},
+        draining=lambda: node.draining,
+    )
+    public = web.Application()
+    middleware.setup(public, origins=settings.origins, https=settings.public_url.startswith("https"))
+    rest.setup(public, dispatcher, node)
+    webhook.setup(public, verify=node.media.verify_webhook, db=node.db, wake=inbox.wake)
+    health.setup(public, checks)
+    docs.setup(public, contract.openapi(dispatcher.commands), contract.asyncapi(dispatcher.commands))
+    edge.attach(public)
+    works = [inbox.run(), sweep.run(), Due(node).run(), Tidy(node.db, node.clock).run(), edge.run(), _watch_loop()]
+    if node.tokens.keys is not None:
+        works.append(node.tokens.keys.run())
+    # A loop that fails ends the node: half a hub is worse than a restart.
+    async with asyncio.TaskGroup() as group:
+        loops = [group.create_task(work) for work in works]
+        try:
+            async with (
+                _listening(public, settings.listen, "AURALINK_LISTEN"),
+                _listening(health.internal_app(checks), settings.internal_listen, "AURALINK_INTERNAL_LISTEN"),
+            ):
+                _tune_collector()
+                try:
+                    yield
+                finally:
+                    node.draining = True
+                    await edge.drain()
+        finally:
+            for loop in loops:
+                loop.cancel()
+
+
+@asynccontextmanager
+async def _listening(application: web.Application, address: Address, setting: str) -> AsyncIterator[None]:
+    runner = web.AppRunner(application, shutdown_timeout=_CLOSE_S, **middleware.RUNNER)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, address.host, address.port, backlog=_BACKLOG)
+        try:
+            await site.start()
+        except (OSError, socket.gaierror) as error:
+            raise CannotServe(f"{setting}: cannot listen on {address}: {error.strerror or error}") from None
+        yield
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def open_database(settings: Settings, *, wait_s: float = 0.0) -> AsyncIterator[Database]:
+    """The pool. Raises CannotServe where the database does not answer within `wait_s`."""
+    give_up = time.monotonic() + wait_s
+    while True:
+        try:
+            db = await Database.open(
+                settings.database_url,
+                max_size=settings.database_pool,
+                statement_timeout_s=_STATEMENT_S,
+                statement_cache_size=settings.database_statement_cache,
+            )
+            break
+        except DatabaseUnavailable as error:
+            if time.monotonic() >= give_up:
+                raise CannotServe(f"DATABASE_URL: {error}") from None
+            await asyncio.sleep(0.5)
+    try:
+        yield db
+    finally:
+        await db.close()
+
+
+async def _check_database(db: Database) -> None:
+    """A hub that row level security does not hold, or whose schema is another version's, must not serve."""
+    try:
+        async with db.system() as tx:
+            problems = await posture.check(tx) or await migrate.problems(tx)
+    except DatabaseUnavailable as error:
+        raise CannotServe(f"DATABASE_URL: {error}") from None
+    if problems:
+        raise CannotServe(f"DATABASE_URL: {problems[0]}")
+
+
+def make_tokens(settings: Settings) -> Tokens:
+    """Raises ValueError where neither a secret nor a key set is given."""
+    secrets = tuple(secret for secret in (settings.jwt_secret, settings.jwt_secret_previous) if secret)
+    return Tokens(
+        TokenRules(
+            secrets=secrets,
+            jwks=settings.jwks_url,
+            audience=settings.jwt_audience,
+            issuer=settings.jwt_issuer,
+            default_tenant=tenant_id(settings.default_tenant),
+            guest_secret=settings.cluster_secret or "",
+        )
+    )
+
+
+def make_media(settings: Settings) -> LiveKit:
+    key, secret = settings.livekit_api_key, settings.livekit_api_secret
+    servers = {
+        "default": Server(
+            url=settings.livekit_url, public_url=settings.livekit_public_url or "", api_key=key, api_secret=secret
+        ),
+        **{region: Server(url=url, api_key=key, api_secret=secret) for region, url in settings.livekit_regions.items()},
+    }
+    return LiveKit(
+        servers,
+        timeout_s=settings.livekit_timeout_s,
+        webhook_keys=settings.livekit_webhook_keys,
+        observe=_observe_media,
+    )
+
+
+def make_cluster(settings: Settings) -> Cluster:
+    return Cluster(
+        settings.redis_url,
+        env=settings.env,
+        secret=_cluster_secret(settings),
+        node_id=settings.node_id,
+        region=settings.region,
+        version=importlib.metadata.version("auralink-hub"),
+    )
+
+
+async def ping_redis(settings: Settings) -> float:
+    """One round trip through the bus's own door, in milliseconds. Raises ClusterUnavailable."""
+    async with Cluster.open(
+        settings.redis_url, env=settings.env, secret=_cluster_secret(settings), node_id="doctor"
+    ) as cluster:
+        started = time.perf_counter()
+        await cluster.ping()
+        return (time.perf_counter() - started) * 1000
+
+
+def _cluster_secret(settings: Settings) -> bytes:
+    """What nodes sign with: the setting, else derived from a secret all nodes share. Never that secret itself."""
+    if settings.cluster_secret:
+        return settings.cluster_secret.encode()
+    base = settings.jwt_secret or settings.livekit_api_secret
+    return hmac.digest(base.encode(), b"auralink cluster 1", hashlib.sha256)
+
+
+def make_rules(settings: Settings) -> Rules:
+    return Rules(
+        max_participants=settings.max_participants,
+        token_ttl_s=settings.token_ttl_s,
+        waiting_expires_s=settings.waiting_expires_s,
+        reconnect_grace_s=settings.reconnect_grace_s,
+        socket_grace_s=settings.socket_grace_s,
+        absent_room_grace_s=settings.absent_room_grace_s,
+        regions=("default", *settings.livekit_regions),
+        recovery_window_s=settings.recovery_window_s,
+    )
+
+
+def make_edge_options(node: Node) -> EdgeOptions:
+    settings = node.settings
+    return EdgeOptions(
+        origins=settings.origins,
+        trusted_proxies=settings.trusted_proxies,
+        region=settings.region,
+        version=importlib.metadata.version("auralink-hub"),
+        max_connections=settings.max_connections,
+        max_connections_per_user=settings.max_connections_per_user,
+        max_connections_per_address=settings.max_connections_per_address,
+        drain_s=settings.drain_s,
+    )
+
+
+MEDIA_CALLS = metrics.counter("livekit_calls", "Calls to LiveKit by method and outcome", "method", "outcome")
+MEDIA_SECONDS = metrics.histogram("livekit_call", "Time of a call to LiveKit", "method")
+LOOP_LAG = metrics.gauge("event_loop_lag_seconds", "How late the event loop ran its last timer")
+
+
+def _observe_media(method: str, outcome: str, seconds: float) -> None:
+    MEDIA_CALLS.labels(method, outcome).inc()
+    MEDIA_SECONDS.labels(method).observe(seconds)
+
+
+async def _watch_loop() -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + 0.5
+        await asyncio.sleep(0.5)
+        LOOP_LAG.set(max(0.0, loop.time() - due))
+
+
+def _tune_collector() -> None:
+    """What was made so far stays for good, and is not looked at again; a full look at every 700 objects costs 40 % of
+    the time in which thousands of sockets connect."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)

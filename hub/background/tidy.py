@@ -1,0 +1,51 @@
+"""Forgetting what nobody asks for any more: kept answers after a day, worked-off webhooks after a week.
+
+Every node does it now and then; in small bites, so that no lock is held long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+import structlog
+
+from db import inbox, system
+from db.errors import DatabaseUnavailable
+from db.pool import Database
+
+log = structlog.get_logger("hub.tidy")
+
+_EVERY_S = 600.0
+_BITE = 500
+_WEBHOOKS_FOR = timedelta(days=7)
+
+
+class Tidy:
+    """`run()` until cancelled."""
+
+    def __init__(self, db: Database, clock: Callable[[], datetime]) -> None:
+        self._db = db
+        self._clock = clock
+
+    async def run(self) -> None:
+        while True:
+            # Nodes that started together do not tidy together.
+            await asyncio.sleep(_EVERY_S * random.uniform(0.5, 1.5))
+            try:
+                await self.once()
+            except DatabaseUnavailable as error:
+                log.warning("tidy_postponed", error=str(error)[:200])
+
+    async def once(self) -> int:
+        """Forget what is over; how many rows. Raises DatabaseUnavailable."""
+        forgotten = 0
+        while True:
+            async with self._db.system() as tx:
+                now = self._clock()
+                bite = await system.forget_results(tx, now, _BITE) + await inbox.forget(tx, now - _WEBHOOKS_FOR, _BITE)
+            forgotten += bite
+            if bite < _BITE:
+                return forgotten

@@ -1,0 +1,65 @@
+"""The admin REST of a running hub, for the commands that operate one."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+
+from hub import settings
+from hub.cli import environment
+from hub.cli.output import fail
+
+DEADLINE_S = 15.0
+
+
+class Client:
+    """Calls the hub at `url` (else AURALINK_PUBLIC_URL) with `token` (else one made with AURALINK_JWT_SECRET)."""
+
+    def __init__(self, url: str | None, token: str | None) -> None:
+        loaded = environment.load()
+        self.url = (url or loaded.public_url).rstrip("/")
+        self._token = token or _service_token(loaded)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            headers={"Authorization": f"Bearer {self._token}"}, timeout=aiohttp.ClientTimeout(total=DEADLINE_S)
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def get(self, path: str, **query: str | int | None) -> Any:
+        return await self._call(
+            "GET", path, params={name: str(value) for name, value in query.items() if value is not None}
+        )
+
+    async def post(self, path: str, body: Any = None) -> Any:
+        return await self._call("POST", path, json={} if body is None else body)
+
+    async def _call(self, method: str, path: str, **options: Any) -> Any:
+        assert self._session is not None
+        try:
+            async with self._session.request(method, self.url + path, **options) as response:
+                body = await response.json(content_type=None) if response.content_length != 0 else None
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            fail(f"{self.url} does not answer as a hub: {error or type(error).__name__}")
+        if response.status >= 400:
+            problem = body if isinstance(body, dict) else {}
+            fail(f"{method} {path}: {response.status} {problem.get('code', '')}: {problem.get('detail', '')}")
+        return body
+
+
+def _service_token(loaded: settings.Settings) -> str:
+    from hub.app import make_tokens
+
+    try:
+        return make_tokens(loaded).issue("auralink-hub-cli", role="service_role", ttl_s=300).token
+    except ValueError as error:
+        fail(f"{error}; give a token with --token")

@@ -1,0 +1,169 @@
+"""`auralink-hub dev`: a whole hub on a laptop, its servers included, from nothing.
+
+The hub is up in seconds. LiveKit is not a package that can be installed, so where none is found it is built once, in
+the background, while the hub runs and says how far that is; until it is there, what needs media answers
+`media_unavailable`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import msgspec
+
+from hub import app, logs, settings
+from hub.cli import environment
+from hub.cli.output import OK, Failed, dim, good, note, say
+from hub.embedded import EmbeddedError, Postgres, Valkey, free_port
+from hub.embedded.livekit import LiveKit
+from hub.embedded.livekit_build import livekit_binary_in_background
+from hub.embedded.process import port_is_free, write_private
+
+DATABASE = "auralink"
+_LISTEN, _INTERNAL = 8080, 9090
+
+
+class Secrets(msgspec.Struct, frozen=True):
+    """Made once per data directory, so that tokens and passwords stay good over restarts."""
+
+    jwt: str
+    owner_password: str
+    app_password: str
+
+
+def run(data_dir: Path | None, *, fresh: bool) -> int:
+    own = {**os.environ, **({"AURALINK_DATA_DIR": str(data_dir)} if data_dir else {})}
+    directory = environment.data_dir(own).absolute()
+    try:
+        if fresh:
+            _forget(directory)
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with ExitStack() as stack:
+            return _run(own, directory, stack)
+    except (EmbeddedError, app.CannotServe, settings.SettingError, OSError) as error:
+        raise Failed(str(error)) from None
+
+
+def _run(own: Mapping[str, str], directory: Path, stack: ExitStack) -> int:
+    kept = _secrets(directory / "secrets.json")
+    wanted: dict[str, str] = {
+        "AURALINK_JWT_SECRET": kept.jwt,
+        "AURALINK_LOG_FORMAT": "console",
+        "AURALINK_LOG_LEVEL": "warning",
+    }
+    wanted |= _addresses(own)
+    if "DATABASE_URL" not in own:
+        say("starting PostgreSQL …")
+        postgres = stack.enter_context(Postgres(directory / "postgres"))
+        wanted |= asyncio.run(_prepare_database(postgres, kept))
+    if "REDIS_URL" not in own:
+        say("starting Valkey …")
+        wanted["REDIS_URL"] = stack.enter_context(Valkey(directory / "valkey")).url
+    livekit: LiveKit | None = None
+    if "LIVEKIT_URL" not in own:
+        port = wanted.get("AURALINK_LISTEN", own.get("AURALINK_LISTEN", "")).rpartition(":")[2]
+        livekit = LiveKit(directory / "livekit", webhook_url=f"http://127.0.0.1:{port}/webhooks/livekit")
+        livekit.prepare()
+        stack.callback(livekit.stop)
+        wanted |= {
+            "LIVEKIT_URL": livekit.ws_url,
+            "LIVEKIT_API_KEY": livekit.api_key,
+            "LIVEKIT_API_SECRET": livekit.api_secret,
+        }
+    environ = {**wanted, **own}
+    loaded = settings.load(environ)
+    logs.configure(log_format=loaded.log_format, level=loaded.log_level)
+    file = directory / environment.ENV_FILE
+    write_private(file, "".join(f"{name}={value}\n" for name, value in sorted(wanted.items())))
+    stack.callback(file.unlink, missing_ok=True)
+    app.run(_serve(loaded, livekit))
+    return OK
+
+
+async def _serve(loaded: settings.Settings, livekit: LiveKit | None) -> None:
+    async with asyncio.TaskGroup() as group:
+        media = group.create_task(_bring_up(livekit)) if livekit else None
+        await app.serve(loaded, on_ready=lambda: _welcome(loaded))
+        if media:
+            media.cancel()
+
+
+async def _bring_up(livekit: LiveKit) -> None:
+    """Find or build LiveKit, and start it where the hub expects it. Runs beside the hub; cancelled with it."""
+    try:
+        livekit.binary = await livekit_binary_in_background(lambda text: note(dim(f"LiveKit: {text}")))
+        # On the loop's own thread: a server started by a worker thread ends with that thread.
+        livekit.start()
+        note(f"{good('LiveKit is up')} at {livekit.ws_url}")
+    except EmbeddedError as error:
+        note(f"no LiveKit, so calls have no media: {error}")
+
+
+async def _prepare_database(postgres: Postgres, kept: Secrets) -> dict[str, str]:
+    from db import migrate
+
+    await migrate.bootstrap(
+        postgres.dsn(), DATABASE, owner_password=kept.owner_password, app_password=kept.app_password
+    )
+    owner = postgres.dsn("hub_owner", DATABASE, password=kept.owner_password)
+    await migrate.up(owner)
+    return {
+        "DATABASE_URL": postgres.dsn("hub_app", DATABASE, password=kept.app_password),
+        "AURALINK_DATABASE_OWNER_URL": owner,
+    }
+
+
+def _welcome(loaded: settings.Settings) -> None:
+    tokens = app.make_tokens(loaded)
+    say(good("AuraLink Hub is running") + f" at {loaded.public_url}")
+    say(f"  sockets   {loaded.public_url.replace('http', 'ws', 1)}/socket.io/")
+    say(f"  REST      {loaded.public_url}/api/v1      contract: {loaded.public_url}/docs")
+    say(f"  metrics   http://{loaded.internal_listen}/metrics")
+    say(f"  LiveKit   {loaded.livekit_url}")
+    if loaded.jwt_secret:
+        ada = tokens.issue("ada", display_name="Ada", hub_role="admin", ttl_s=86_400).token
+        ben = tokens.issue("ben", display_name="Ben", ttl_s=86_400).token
+        say("\nTwo people to try it with, for a day (Ada is an admin):")
+        say(f"  ADA={ada}")
+        say(f"  BEN={ben}")
+        say("\nWhat to try next:")
+        say(f"""  curl -s {loaded.public_url}/api/v1/rooms -H "Authorization: Bearer $ADA" \\
+       -H 'Content-Type: application/json' -d '{{"name": "Team Standup", "call_type": "group"}}'""")
+        say("  scripts/dev demo                   two people in a real call, with audio and video")
+        say("  auralink-hub room list             what goes on (in another terminal)")
+        say("  auralink-hub doctor                is everything well?")
+    say(dim("\nStop it with Ctrl-C; its data stays."))
+
+
+def _addresses(own: Mapping[str, str]) -> dict[str, str]:
+    """Loopback, on the usual ports where they are free."""
+    wanted: dict[str, str] = {}
+    listen = own.get("AURALINK_LISTEN")
+    if listen is None:
+        listen = wanted["AURALINK_LISTEN"] = f"127.0.0.1:{_LISTEN if port_is_free(_LISTEN) else free_port()}"
+    if "AURALINK_INTERNAL_LISTEN" not in own:
+        wanted["AURALINK_INTERNAL_LISTEN"] = f"127.0.0.1:{_INTERNAL if port_is_free(_INTERNAL) else free_port()}"
+    if "AURALINK_PUBLIC_URL" not in own:
+        wanted["AURALINK_PUBLIC_URL"] = f"http://127.0.0.1:{listen.rpartition(':')[2]}"
+    return wanted
+
+
+def _secrets(file: Path) -> Secrets:
+    if not file.exists():
+        made = Secrets(*(secrets.token_hex(32) for _ in range(3)))
+        write_private(file, msgspec.json.encode(made).decode())
+    return msgspec.json.decode(file.read_bytes(), type=Secrets)
+
+
+def _forget(directory: Path) -> None:
+    """Remove what `dev` made there, and nothing else."""
+    for name in ("postgres", "valkey", "livekit"):
+        if (directory / name).exists():
+            shutil.rmtree(directory / name)
+    (directory / "secrets.json").unlink(missing_ok=True)
