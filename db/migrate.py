@@ -98,8 +98,10 @@ def read(directory: Path = FILES) -> list[Migration]:
     return [found[version] for version in sorted(found)]
 
 
-async def up(dsn: str, *, directory: Path = FILES, lock_wait_s: float = 60.0, lock_timeout_s: float = 5.0) -> list[str]:
-    """Apply what is pending and return the names. Needs a direct connection: a transaction pooler loses the lock.
+async def up(
+    dsn: str, *, directory: Path = FILES, lock_wait_s: float = 60.0, lock_timeout_s: float = 5.0
+) -> list[Migration]:
+    """Apply what is pending and return it. Needs a direct connection: a transaction pooler loses the lock.
 
     `lock_wait_s` is the patience for another runner, `lock_timeout_s` that for a table which somebody is using:
     waiting longer would hold up everybody behind us.
@@ -118,7 +120,7 @@ async def up(dsn: str, *, directory: Path = FILES, lock_wait_s: float = 60.0, lo
             await _apply(connection, migration)
         # To the app role the ledger is a table like any other: readable, and empty without a policy.
         await connection.execute("GRANT SELECT ON schema_migrations TO hub_app")
-        return [migration.name for migration in pending]
+        return pending
 
 
 async def status(dsn: str, *, directory: Path = FILES) -> list[Status]:

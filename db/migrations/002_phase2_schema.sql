@@ -33,7 +33,7 @@ CREATE TABLE IF NOT EXISTS calls (
     started_at             timestamptz,
     ended_at               timestamptz,
     -- Kept by a trigger: set once, with ended_at.
-    duration_seconds       integer CHECK (duration_seconds >= 0),
+    duration_seconds       double precision CHECK (duration_seconds >= 0),
     end_reason             text CHECK (length(end_reason) <= 200),
     -- Since when a call that was active has had nobody in it.
     empty_since            timestamptz,
@@ -132,7 +132,7 @@ CREATE TABLE IF NOT EXISTS call_participants (
     joined_at          timestamptz,
     left_at            timestamptz,
     left_reason        text CHECK (length(left_reason) <= 64),
-    duration_seconds   integer CHECK (duration_seconds >= 0),
+    duration_seconds   double precision CHECK (duration_seconds >= 0),
     is_audio_enabled   boolean NOT NULL DEFAULT false,
     is_video_enabled   boolean NOT NULL DEFAULT false,
     is_screen_sharing  boolean NOT NULL DEFAULT false,
@@ -270,9 +270,9 @@ CREATE INDEX IF NOT EXISTS contacts_of_owner ON contacts (tenant_id, owner_id, c
 CREATE INDEX IF NOT EXISTS contacts_of_contact ON contacts (tenant_id, contact_user_id);
 
 ------------------------------------------------------------------------------------------------------------- triggers
-CREATE OR REPLACE FUNCTION seconds_between(first timestamptz, last timestamptz) RETURNS integer
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    AS $$ SELECT greatest(0, round(extract(epoch FROM $2 - $1)))::integer $$;
+CREATE OR REPLACE FUNCTION seconds_between(first timestamptz, last timestamptz) RETURNS double precision
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    AS $$ SELECT greatest(0, extract(epoch FROM $2 - $1))::double precision $$;
 
 -- A call ends once: status and ended_at go together, a second ended_at is not taken, and a late write of another status
 -- does not bring the call back. Only taking ended_at away opens it again, and its duration with it.

@@ -20,7 +20,8 @@ CREATE TABLE IF NOT EXISTS call_bans (
 ------------------------------------------------------------------------------------------------------------ audit_log
 CREATE TABLE IF NOT EXISTS audit_log (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    tenant_id   uuid NOT NULL DEFAULT app_tenant_id() REFERENCES tenants ON DELETE RESTRICT,
+    -- No foreign key: what happened stays written, whatever becomes of the tenant.
+    tenant_id   uuid NOT NULL DEFAULT app_tenant_id(),
     at          timestamptz NOT NULL DEFAULT now(),
     actor       text NOT NULL CHECK (length(actor) <= 128),
     action      text NOT NULL CHECK (length(action) <= 100),
@@ -47,7 +48,8 @@ CREATE OR REPLACE TRIGGER audit_is_not_emptied BEFORE TRUNCATE ON audit_log
 ------------------------------------------------------------------------------------------------------ command_results
 -- The answer to a command that carried a key, for as long as the same key must have no second effect.
 CREATE TABLE IF NOT EXISTS command_results (
-    tenant_id    uuid NOT NULL DEFAULT app_tenant_id() REFERENCES tenants ON DELETE CASCADE,
+    -- No foreign keys: the first command of a tenant comes before its row, and these rows go by themselves.
+    tenant_id    uuid NOT NULL DEFAULT app_tenant_id(),
     user_id      text NOT NULL CHECK (length(user_id) BETWEEN 1 AND 128),
     key          text NOT NULL CHECK (length(key) BETWEEN 1 AND 255),
     command      text NOT NULL,
@@ -130,6 +132,10 @@ DROP POLICY IF EXISTS inbox_for_system ON livekit_webhook_inbox;
 CREATE POLICY inbox_for_system ON livekit_webhook_inbox TO hub_system USING (true) WITH CHECK (true);
 GRANT SELECT (id, tenant_id, livekit_room_name, status, region, created_at, due_at) ON calls TO hub_system;
 GRANT SELECT (id) ON tenants TO hub_system;
+DROP POLICY IF EXISTS links_for_system ON shareable_links;
+CREATE POLICY links_for_system ON shareable_links FOR SELECT TO hub_system USING (true);
+GRANT SELECT (id, tenant_id, enable_recording, enable_screen_share, enable_chat, enable_files)
+    ON shareable_links TO hub_system;
 GRANT SELECT (tenant_id, user_id, key, expires_at), DELETE ON command_results TO hub_system;
 GRANT SELECT, INSERT, UPDATE, DELETE ON livekit_webhook_inbox TO hub_system;
 
@@ -175,6 +181,18 @@ CREATE OR REPLACE FUNCTION system_orphan_rooms(names text[]) RETURNS TABLE (room
 CREATE OR REPLACE FUNCTION system_tenants_seen() RETURNS TABLE (tenant_id uuid)
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$ SELECT t.id FROM public.tenants t ORDER BY t.id $$;
+
+-- Within the caller's tenant: what a link takes away binds whoever came by it, and only its creator sees the link.
+CREATE OR REPLACE FUNCTION link_features_off(wanted uuid) RETURNS text[]
+    LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
+    AS $$
+        SELECT array_remove(ARRAY[
+            CASE WHEN NOT l.enable_recording THEN 'recording' END,
+            CASE WHEN NOT l.enable_screen_share THEN 'screen_share' END,
+            CASE WHEN NOT l.enable_chat THEN 'chat' END,
+            CASE WHEN NOT l.enable_files THEN 'files' END], NULL)
+        FROM public.shareable_links l WHERE l.id = wanted AND l.tenant_id = public.app_tenant_id()
+    $$;
 
 CREATE OR REPLACE FUNCTION system_forget_results(until timestamptz, at_most integer) RETURNS bigint
     LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp
