@@ -82,7 +82,9 @@ class Remove(msgspec.Struct, frozen=True):
 
 
 class DeleteRoom(msgspec.Struct, frozen=True):
-    """The call is over and its LiveKit room is not."""
+    """The call is over and its LiveKit room is not: to our knowledge these incarnations of it live on."""
+
+    room_sids: tuple[str, ...]
 
 
 class MakeRoom(msgspec.Struct, frozen=True):
@@ -173,7 +175,8 @@ def orders(facts: CallFacts, state: CallState) -> list[Order]:
     """What LiveKit must be told so that it agrees. Each is given again until it does."""
     rooms = _in_order(facts)
     if state.status == "ended":
-        return [DeleteRoom()] if any(room.finished_by is None for room in rooms) else []
+        alive = tuple(room.room_sid for room in rooms if room.finished_by is None)
+        return [DeleteRoom(alive)] if alive else []
     wanted: list[Order] = [Remove(identity) for identity in _intruders(facts, rooms)]
     if _room_is_gone(facts, rooms) and _awaited(state):
         wanted.append(MakeRoom())

@@ -27,6 +27,7 @@ COUNTABLE_KINDS = frozenset({"standard", "sip", "ingress", "connector"})
 SNAPSHOT_MARGIN = timedelta(seconds=2)
 # LiveKit's lists are eventually consistent when they come from its Redis: one absence may be a stale answer.
 MISSES = 2
+EVENT_RESOLUTION = timedelta(seconds=1)
 # Rejoining without end must not grow a row without end: beyond this the oldest intervals are joined into one.
 MAX_INTERVALS = 64
 
@@ -305,7 +306,7 @@ def _webhook(
     facts = _with_incarnation(facts, event)
     match event:
         case RoomStarted():
-            return facts
+            return _reopened(facts, event)
         case RoomFinished():
             return _finished(facts, event)
         case ParticipantJoined():
@@ -333,13 +334,23 @@ def _alive(facts: CallFacts, known_at: datetime) -> CallFacts:
 
 
 def _with_incarnation(facts: CallFacts, event: RoomNews) -> CallFacts:
-    first_seen = min(event.at, event.known_at, event.room_created_at or event.at)
+    # Events count whole seconds: one without the room's own birthday must not make it look older than its forerunner.
+    first_seen = event.room_created_at or event.at + EVENT_RESOLUTION
     old = facts.incarnations.get(event.room_sid)
     new = old or Incarnation(event.room_sid, first_seen, event.known_at)
     new = msgspec.structs.replace(
         new, first_seen=min(new.first_seen, first_seen), known_at=min(new.known_at, event.known_at)
     )
     return _put_incarnation(facts, new)
+
+
+def _reopened(facts: CallFacts, event: RoomStarted) -> CallFacts:
+    """A room that a sweep had given up is back under its old sid: LiveKit hosts it again on another node."""
+    room = facts.incarnations[event.room_sid]
+    if room.finished_by != "sweep" or room.finished_at is None or event.known_at <= room.finished_at:
+        return facts
+    room = msgspec.structs.replace(room, finished_at=None, finished_by=None, finish_reason=None, miss=0)
+    return _put_incarnation(facts, room)
 
 
 def _finished(facts: CallFacts, event: RoomFinished) -> CallFacts:
