@@ -92,6 +92,13 @@ async def by_identity(tx: Transaction, call_id: UUID, identity: str) -> Particip
     return Participant(*row) if row else None
 
 
+BY_IDS = f"SELECT {COLUMNS} FROM call_participants WHERE id = ANY ($1::uuid[]) ORDER BY created_at, id"
+
+
+async def by_ids(tx: Transaction, participant_ids: list[UUID]) -> list[Participant]:
+    return [Participant(*row) for row in await tx.fetch(BY_IDS, participant_ids)]
+
+
 OF_USER = f"SELECT {COLUMNS} FROM call_participants WHERE call_id = $1 AND user_id = $2 ORDER BY created_at, id"
 
 
