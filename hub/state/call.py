@@ -237,7 +237,10 @@ def _by_person(facts: CallFacts, lives: Sequence[Life]) -> defaultdict[str, list
 
 def _after_kick(life: Life, person: ParticipantFacts) -> bool:
     """Came back with an old token after being kicked: on its way out again, and never in the call."""
-    return person.kicked and person.kick_requested_at is not None and life.session.known_at > person.kick_requested_at
+    kicked_at, readmitted_at, known_at = person.kick_requested_at, person.readmitted_at, life.session.known_at
+    if kicked_at is None or known_at <= kicked_at:
+        return False
+    return person.kicked or (readmitted_at is not None and known_at < readmitted_at)
 
 
 def _intruders(facts: CallFacts, rooms: Sequence[Incarnation]) -> list[str]:
