@@ -37,7 +37,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         return
     try:
         # With several workers only the first one tries where there is no way to build.
-        session.config.stash[_livekit] = livekit_binary(lambda line: print(line, flush=True), spare_failure_s=300)
+        session.config.stash[_livekit] = livekit_binary(lambda line: print(f"LiveKit: {line}", flush=True), spare_failure_s=300)
     except EmbeddedError as error:
         session.config.stash[_livekit] = str(error)
 

@@ -24,8 +24,8 @@ class LiveKit:
     """One LiveKit server whose state and log lie in `data_dir`. Keys and ports stay the same over restarts.
 
     It keeps no rooms: after a restart they are gone. `binary` may come later, as long as it is there at `start()`.
-    `webhook_url` is where it reports, `settings` go over our
-    configuration, nested mappings merged; `redis` ("host:port", without a password) makes it one node of several.
+    `webhook_url` is where it reports, `settings` go over our configuration, nested mappings merged; `redis`
+    ("host:port", without a password) makes it one node of several.
     """
 
     def __init__(

