@@ -162,9 +162,80 @@ async def depth(tx: Transaction) -> Depth:
     return Depth(*row)
 
 
+OF_TENANT = """
+SELECT event_id, event, room_name, room_sid, tenant_id, call_id, event_created_at, received_at, status, attempts,
+       next_attempt_at, last_error, finished_at, payload
+FROM livekit_webhook_inbox
+WHERE (received_at, event_id) < (coalesce($1, 'infinity'), coalesce($2, ''))
+  AND ($3::text IS NULL OR status = $3)
+ORDER BY received_at DESC, event_id DESC LIMIT $4
+"""
+
+
+async def of_tenant(
+    tx: Transaction, *, status: str | None = None, before: tuple[datetime, str] | None = None, limit: int
+) -> list[Stored]:
+    """What concerns the calls of the transaction's tenant, newest first, below (received_at, event_id)."""
+    at, event_id = before or (None, None)
+    return [Stored(*row) for row in await tx.fetch(OF_TENANT, at, event_id, status, limit)]
+
+
+COUNTS_OF_TENANT = "SELECT status, count(*) FROM livekit_webhook_inbox WHERE status <> 'done' GROUP BY status"
+
+
+async def counts_of_tenant(tx: Transaction) -> dict[str, int]:
+    """What is not done: pending and dead."""
+    return {"pending": 0, "dead": 0} | {row[0]: row[1] for row in await tx.fetch(COUNTS_OF_TENANT)}
+
+
+IS_OF_TENANT = "SELECT true FROM livekit_webhook_inbox WHERE event_id = $1"
+
+
+async def is_of_tenant(tx: Transaction, event_id: str) -> bool:
+    return await tx.fetchval(IS_OF_TENANT, event_id) is not None
+
+
 FORGET = "SELECT inbox_forget($1, $2)"
 
 
 async def forget(tx: Transaction, finished_before: datetime, limit: int) -> int:
     """Delete done events; how many, at most `limit`. Keep them longer than LiveKit repeats itself (minutes)."""
     return int(await tx.fetchval(FORGET, finished_before, limit))
+
+
+# These three read the table itself, where row level security shows a tenant its own calls' events only.
+PAGE_OF_TENANT = """
+SELECT event_id, event, room_name, room_sid, tenant_id, call_id, event_created_at, received_at, status, attempts,
+       next_attempt_at, last_error, finished_at, ''::bytea
+FROM livekit_webhook_inbox
+WHERE ($1::text IS NULL OR status = $1)
+  AND ($2::timestamptz IS NULL OR (received_at, event_id) < ($2, $3))
+ORDER BY received_at DESC, event_id DESC LIMIT $4
+"""
+
+
+async def page_of_tenant(
+    tx: Transaction, *, status: str | None = None, before: tuple[datetime, str] | None = None, limit: int
+) -> list[Stored]:
+    """The tenant's events, newest first, without their payloads."""
+    at, event_id = before or (None, None)
+    return [Stored(*row) for row in await tx.fetch(PAGE_OF_TENANT, status, at, event_id, limit)]
+
+
+HAS_TENANT = "SELECT EXISTS (SELECT FROM livekit_webhook_inbox WHERE event_id = $1)"
+
+
+async def is_of_tenant(tx: Transaction, event_id: str) -> bool:
+    return bool(await tx.fetchval(HAS_TENANT, event_id))
+
+
+COUNTS_OF_TENANT = """
+SELECT count(*) FILTER (WHERE status = 'pending') AS pending, count(*) FILTER (WHERE status = 'dead') AS dead
+FROM livekit_webhook_inbox WHERE status <> 'done'
+"""
+
+
+async def counts_of_tenant(tx: Transaction) -> dict[str, int]:
+    row = await tx.fetchrow(COUNTS_OF_TENANT)
+    assert row is not None
+    return {"pending": row["pending"], "dead": row["dead"]}

@@ -92,7 +92,8 @@ CREATE INDEX IF NOT EXISTS inbox_pending ON livekit_webhook_inbox (received_at, 
 CREATE INDEX IF NOT EXISTS inbox_leased ON livekit_webhook_inbox (room_name) WHERE status = 'pending';
 CREATE INDEX IF NOT EXISTS inbox_finished ON livekit_webhook_inbox (finished_at) WHERE status <> 'pending';
 CREATE INDEX IF NOT EXISTS inbox_newest ON livekit_webhook_inbox (received_at DESC, event_id DESC);
-CREATE INDEX IF NOT EXISTS inbox_of_call ON livekit_webhook_inbox (tenant_id, call_id, received_at DESC);
+CREATE INDEX IF NOT EXISTS inbox_of_tenant ON livekit_webhook_inbox (tenant_id, received_at DESC, event_id DESC);
+CREATE INDEX IF NOT EXISTS inbox_unfinished ON livekit_webhook_inbox (tenant_id, status) WHERE status <> 'done';
 
 ------------------------------------------------------------------------------------------------------------ isolation
 ALTER TABLE call_bans ENABLE ROW LEVEL SECURITY;
