@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from time import monotonic
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import aiohttp
 from google.protobuf.message import DecodeError
@@ -37,12 +37,6 @@ class Breaker:
         self._rooms: set[str] = set()
         self._opened_at: float | None = None
         self._probing = False
-
-    @property
-    def state(self) -> Literal["closed", "open", "half_open"]:
-        if self._opened_at is None:
-            return "closed"
-        return "half_open" if self._probing else "open"
 
     def admit(self, now: float) -> None:
         """Raises MediaUnavailable while open. Whoever is admitted says afterwards how it went."""
@@ -124,10 +118,13 @@ class Region:
                 result = await self._once_or_twice(work, twice)
         except ServerError as error:
             raise self._answered(error) from (None if error.code in _KEY_REFUSED else error)
-        except (DecodeError, AttributeError) as error:
-            # A 200 that is no protobuf, or an error that is no JSON object: something else listens there.
+        except DecodeError as error:
             self.breaker.succeeded()
             raise MediaError("what answers at the media server's address is not LiveKit") from error
+        except AttributeError as error:
+            # The library trips over an error whose JSON is no object, as that of a proxy with nobody behind it.
+            self.breaker.failed(monotonic(), None)
+            raise MediaUnavailable() from error
         except TimeoutError as error:
             self.breaker.failed(monotonic(), room)
             raise MediaUnavailable("the media server did not answer in time") from error

@@ -113,7 +113,8 @@ def _check_hash(raw: bytes, digest: str) -> None:
 
 def _event(raw: bytes) -> WebhookEvent:
     message = json_format.Parse(raw.decode(), webhook.WebhookEvent(), ignore_unknown_fields=True)
-    scrubbed = _scrub(msgspec.json.decode(raw))
+    # Typed, for protobuf takes a few things for an empty event that are no object at all.
+    scrubbed: dict[str, Any] = _scrub(msgspec.json.decode(raw, type=dict[str, Any]))
     # Should an event have no id: the body is the same at each attempt too. Both go into what is kept, for `parse`.
     event_id = message.id or f"sha256:{hashlib.sha256(raw).hexdigest()}"
     created_at = message.created_at or int(time())
