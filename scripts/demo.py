@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Two people in a real call: sockets to the hub, audio and video through LiveKit, and the call's life as the hub tells it.
+"""Two people in a real call: sockets to the hub, media through LiveKit, and the call's life as the hub tells it.
 
     scripts/dev demo
 
-Uses the hub that `scripts/dev` runs in another terminal, or starts one for itself. Ends 0 when the call went from waiting
-to active to ended and media flowed both ways.
+Uses the hub that `scripts/dev` runs in another terminal, or starts one for itself. Ends 0 when the call went from
+waiting to active to ended and media flowed both ways.
 """
 
 from __future__ import annotations
@@ -180,12 +180,18 @@ async def _until_ready(child: asyncio.subprocess.Process, file: Path) -> setting
         while True:
             if child.returncode is not None:
                 raise SystemExit("the hub did not come up")
-            if file.exists():
-                pairs = (line.partition("=") for line in file.read_text().splitlines())
-                loaded = settings.load({name: value for name, _, value in pairs})
-                if await _media_ready(loaded):
-                    return loaded
+            loaded = _written(file)
+            if loaded and await _media_ready(loaded):
+                return loaded
             await asyncio.sleep(0.3)
+
+
+def _written(file: Path) -> settings.Settings | None:
+    """What a starting hub wrote of its settings, None as long as it has not."""
+    if not file.exists():
+        return None
+    pairs = (line.partition("=") for line in file.read_text().splitlines())
+    return settings.load({name: value for name, _, value in pairs})
 
 
 async def _media_ready(loaded: settings.Settings) -> bool:
