@@ -2,6 +2,26 @@
 
 from hub.cluster.bus import Bus, Listener, Missed
 from hub.cluster.cluster import Cluster
+from hub.cluster.limits import Limits, Verdict
+from hub.cluster.lock import Leadership, Lock
 from hub.cluster.nodes import NodeInfo, Nodes
+from hub.cluster.roster import Lost, Roster, Swept
+from hub.cluster.sessions import SessionInfo, Sessions
 
-__all__ = ["Bus", "Cluster", "Listener", "Missed", "NodeInfo", "Nodes"]
+__all__ = [
+    "Bus",
+    "Cluster",
+    "Leadership",
+    "Limits",
+    "Listener",
+    "Lock",
+    "Lost",
+    "Missed",
+    "NodeInfo",
+    "Nodes",
+    "Roster",
+    "SessionInfo",
+    "Sessions",
+    "Swept",
+    "Verdict",
+]

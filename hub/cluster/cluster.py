@@ -12,8 +12,12 @@ import structlog
 from hub.cluster.bus import Bus
 from hub.cluster.envelope import Signer
 from hub.cluster.keys import Keys
+from hub.cluster.limits import Limits
+from hub.cluster.lock import Lock
 from hub.cluster.nodes import Nodes, default_node_id
 from hub.cluster.redis import Door
+from hub.cluster.roster import Roster
+from hub.cluster.sessions import Sessions
 from hub.protocol.errors import ClusterUnavailable
 
 log = structlog.get_logger(__name__)
@@ -47,6 +51,10 @@ class Cluster:
             now=datetime.now(UTC),
         )
         self.bus = Bus(self._door, keys, self.nodes, Signer(secret, env))
+        self.roster = Roster(self._door, keys, self.nodes)
+        self.sessions = Sessions(self._door, keys, self.nodes)
+        self.limits = Limits(self._door, keys)
+        self.lock = Lock(self._door, keys, self.nodes)
         self._running: asyncio.Task[None] | None = None
 
     @classmethod
@@ -101,6 +109,9 @@ class Cluster:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.bus.run(), name="bus")
             tasks.create_task(self.nodes.run(), name="nodes")
+            tasks.create_task(self.roster.run(), name="roster")
+            tasks.create_task(self.sessions.run(), name="sessions")
+            tasks.create_task(self.lock.run(), name="locks")
 
     async def stop(self) -> None:
         """Leave: the lease ends at once, so that nobody waits for it to lapse."""

@@ -12,7 +12,7 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -88,15 +88,15 @@ class Nodes:
         self._info = NodeInfo(node_id, self.incarnation, region, version, now)
         self._first = True
         self._beating = asyncio.Lock()
-        self._reborn: list[Callable[[str], Awaitable[None]]] = []
+        self._reborn: list[Callable[[], None]] = []
 
     @property
     def alive(self) -> bool:
         """The lease holds, as far as this node can tell."""
         return self.clock.known and self.clock.now_ms() < self.lease_until_ms
 
-    def when_reborn(self, register: Callable[[str], Awaitable[None]]) -> None:
-        """`register(incarnation)` runs after every change of incarnation, to bring this node's entries back."""
+    def when_reborn(self, register: Callable[[], None]) -> None:
+        """`register` runs after every change of incarnation, to bring this node's entries back."""
         self._reborn.append(register)
 
     async def drain(self) -> None:
@@ -115,17 +115,15 @@ class Nodes:
     async def beat(self) -> None:
         """Renew the lease now. Raises ClusterUnavailable."""
         async with self._beating:
-            if not await self._beat():
-                log.warning("lease lapsed, new incarnation", node_id=self.node_id, lapsed=self.incarnation)
-                self.incarnation = new_incarnation()
-                self._first = True
-                await self._beat()
-                reborn = True
-            else:
-                reborn = False
-        if reborn:
+            if await self._beat():
+                return
+            log.warning("lease lapsed, new incarnation", node_id=self.node_id, lapsed=self.incarnation)
+            self.incarnation = new_incarnation()
+            self._first = True
+            # Now, not after the next beat: that one may fail, and they would not be told again.
             for register in self._reborn:
-                await register(self.incarnation)
+                register()
+            await self._beat()
 
     async def leave(self) -> None:
         """End the lease: whoever is still registered under it is seen as gone at once. Best effort."""

@@ -1,0 +1,248 @@
+"""Who is in which room, by which session, on which node; the same answer on every node.
+
+An entry lives under the lease of its node's incarnation. A session whose socket is lost, or whose node died, is
+`interrupted`; after the grace it is lost, unless its participant is back by then, on any node: then nobody hears a
+thing. This node keeps what it registered, and registers it again when its lease lapsed or Redis lost its data.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Literal
+from uuid import UUID
+
+import msgspec
+import structlog
+
+from hub.cluster.keys import Keys
+from hub.cluster.nodes import Nodes, monotonic_s
+from hub.cluster.redis import Door, Script
+from hub.context import RosterEntry
+from hub.protocol.errors import ClusterUnavailable
+
+log = structlog.get_logger(__name__)
+
+GRACE_S = 30.0
+_AT_ONCE = 500
+_CONFIRM_MS = 30_000
+_RETRY_S = 0.5
+# How long an interrupted session is brought back to a Redis that lost it; its grace is over by then.
+_REMEMBER_S = 60.0
+_IDLE_S = 15.0
+
+_ENTER, _INTERRUPT, _LEAVE = Script("enter"), Script("interrupt"), Script("leave")
+_ROSTER, _SWEEP, _CONFIRM, _FORGET = Script("roster"), Script("sweep"), Script("confirm"), Script("forget")
+
+Key = tuple[UUID, str]
+
+
+class Lost(msgspec.Struct, frozen=True):
+    """The last session of a participant in a room, with its grace over.
+
+    The attachment ended at `since`: whoever attached again after that is there and must not be closed.
+    """
+
+    call_id: UUID
+    entry: RosterEntry
+    since: datetime
+
+
+class Swept(msgspec.Struct, frozen=True):
+    """`interrupted`: sessions of nodes found dead just now. `lost`: this caller's to settle, then `confirm`."""
+
+    interrupted: Sequence[Lost] = ()
+    lost: Sequence[Lost] = ()
+
+
+class _Told(msgspec.Struct, frozen=True):
+    call_id: UUID
+    entry: RosterEntry
+    since_ms: int
+
+
+class _Mine(msgspec.Struct):
+    entry: RosterEntry
+    interrupted_at_s: float | None = None
+
+
+class Roster:
+    def __init__(self, door: Door, keys: Keys, nodes: Nodes) -> None:
+        self._door, self._keys, self._nodes = door, keys, nodes
+        self._mine: dict[Key, _Mine] = {}
+        # What Redis does not know yet: bring it (again), or take it out.
+        self._owed: dict[Key, Literal["bring", "remove"]] = {}
+        self._wake = asyncio.Event()
+        self._gone: Callable[[UUID, RosterEntry], None] | None = None
+        nodes.when_reborn(self._bring_all)
+
+    def when_gone(self, tell: Callable[[UUID, RosterEntry], None]) -> None:
+        """`tell` hears of sessions of this node that the others have already seen as lost.
+
+        The node was away for longer than the grace: close them with "reconnect", so that they join again.
+        """
+        self._gone = tell
+
+    async def enter(self, call_id: UUID, entry: RosterEntry) -> None:
+        """Under this node's present incarnation, whatever the entry says. Raises ClusterUnavailable."""
+        for attempt in (1, 2):
+            mine = msgspec.structs.replace(
+                entry, node_id=self._nodes.node_id, incarnation=self._nodes.incarnation, state="live"
+            )
+            try:
+                answer = await self._register(call_id, mine, again=False)
+            except ClusterUnavailable:
+                # It may have arrived all the same.
+                self._owe(call_id, entry.session_id, "remove")
+                raise
+            if answer == "ok":
+                self._mine[(call_id, entry.session_id)] = _Mine(mine)
+                self._owed.pop((call_id, entry.session_id), None)
+                return
+            if attempt == 1:
+                await self._nodes.beat()
+        raise ClusterUnavailable("this node lost its lease")
+
+    async def interrupt(self, call_id: UUID, session_id: str) -> None:
+        """The socket is lost; the grace begins. Where Redis is away, when it is back."""
+        mine = self._mine.get((call_id, session_id))
+        if mine is None:
+            return
+        mine.interrupted_at_s = monotonic_s()
+        mine.entry = msgspec.structs.replace(mine.entry, state="interrupted")
+        try:
+            await self._door.run(
+                _INTERRUPT, self._room(call_id), self._keys.presence, str(call_id), session_id, mine.entry.incarnation
+            )
+        except ClusterUnavailable:
+            self._owe(call_id, session_id, "bring")
+
+    async def leave(self, call_id: UUID, session_id: str) -> None:
+        """Out, without grace. Where Redis is away, when it is back."""
+        self._mine.pop((call_id, session_id), None)
+        self._owed.pop((call_id, session_id), None)
+        try:
+            await self._remove(call_id, session_id)
+        except ClusterUnavailable:
+            self._owe(call_id, session_id, "remove")
+
+    async def sessions(self, call_id: UUID) -> list[RosterEntry]:
+        """Everybody, those in their grace included as `interrupted`. Raises ClusterUnavailable."""
+        found: list[bytes | int] = await self._door.run(_ROSTER, self._room(call_id), self._keys.presence)
+        entries = []
+        for stored, lives in zip(found[::2], found[1::2], strict=True):
+            assert isinstance(stored, bytes)
+            entry = msgspec.json.decode(stored, type=RosterEntry)
+            entries.append(entry if lives else msgspec.structs.replace(entry, state="interrupted"))
+        return entries
+
+    async def forget(self, call_id: UUID) -> None:
+        """The call is over: nobody is in it and nobody is waited for. Raises ClusterUnavailable."""
+        for key in [key for key in self._mine if key[0] == call_id]:
+            del self._mine[key]
+        await self._door.run(_FORGET, self._room(call_id), self._keys.presence, str(call_id))
+
+    async def sweep(self, grace_s: float = GRACE_S) -> Swept:
+        """Any node may ask; everything is handed out once. Raises ClusterUnavailable."""
+        interrupted, lost = await self._door.run(
+            _SWEEP,
+            [self._keys.incarnations],
+            self._keys.presence,
+            int(grace_s * 1000),
+            _AT_ONCE,
+            _CONFIRM_MS,
+        )
+        return Swept([_lost(text) for text in interrupted], [_lost(text) for text in lost])
+
+    async def lost(self, grace_s: float = GRACE_S) -> Sequence[Lost]:
+        """Participants whose grace has ended; settle each and `confirm` it. Raises ClusterUnavailable."""
+        return (await self.sweep(grace_s)).lost
+
+    async def confirm(self, lost: Lost) -> None:
+        """It is settled. What nobody confirms within 30 s is handed out again. Raises ClusterUnavailable."""
+        who = f"{lost.call_id}|{lost.entry.participant_id}"
+        await self._door.run(_CONFIRM, self._room(lost.call_id), self._keys.presence, who)
+
+    async def run(self) -> None:
+        """Brings to Redis what it does not know."""
+        while True:
+            try:
+                async with asyncio.timeout(_IDLE_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                self._forget_old()
+                continue
+            self._wake.clear()
+            try:
+                await self._settle_up()
+            except ClusterUnavailable:
+                await asyncio.sleep(_RETRY_S)
+                self._wake.set()
+
+    def _room(self, call_id: UUID) -> list[str]:
+        return [self._keys.roster(call_id)]
+
+    def _owe(self, call_id: UUID, session_id: str, what: Literal["bring", "remove"]) -> None:
+        self._owed[(call_id, session_id)] = what
+        self._wake.set()
+
+    def _bring_all(self) -> None:
+        self._forget_old()
+        for key in self._mine:
+            self._owed[key] = "bring"
+        self._wake.set()
+
+    async def _settle_up(self) -> None:
+        while self._owed:
+            (call_id, session_id), what = next(iter(self._owed.items()))
+            mine = self._mine.get((call_id, session_id))
+            if what == "remove":
+                await self._remove(call_id, session_id)
+            elif mine is not None:
+                await self._bring(call_id, mine)
+            # What changed meanwhile stays owed.
+            if self._owed.get((call_id, session_id)) == what and self._mine.get((call_id, session_id)) is mine:
+                del self._owed[(call_id, session_id)]
+
+    async def _bring(self, call_id: UUID, mine: _Mine) -> None:
+        mine.entry = msgspec.structs.replace(mine.entry, incarnation=self._nodes.incarnation)
+        answer = await self._register(call_id, mine.entry, again=True)
+        if answer == "fenced":
+            # The next heartbeat gives a new incarnation, and everything is owed again.
+            raise ClusterUnavailable("this node lost its lease")
+        if answer == "gone" and self._mine.pop((call_id, mine.entry.session_id), None) is not None:
+            log.warning("session was already seen as lost", call_id=str(call_id), session_id=mine.entry.session_id)
+            if self._gone is not None and mine.interrupted_at_s is None:
+                self._gone(call_id, mine.entry)
+
+    async def _register(self, call_id: UUID, entry: RosterEntry, *, again: bool) -> str:
+        answer: bytes = await self._door.run(
+            _ENTER,
+            self._room(call_id),
+            self._keys.presence,
+            str(call_id),
+            entry.session_id,
+            str(entry.participant_id),
+            entry.incarnation,
+            msgspec.json.encode(entry),
+            entry.state,
+            "1" if again else "0",
+        )
+        return answer.decode()
+
+    async def _remove(self, call_id: UUID, session_id: str) -> None:
+        await self._door.run(
+            _LEAVE, self._room(call_id), self._keys.presence, str(call_id), session_id, self._nodes.incarnation
+        )
+
+    def _forget_old(self) -> None:
+        now_s = monotonic_s()
+        for key, mine in list(self._mine.items()):
+            if mine.interrupted_at_s is not None and now_s - mine.interrupted_at_s > _REMEMBER_S:
+                del self._mine[key]
+
+
+def _lost(text: bytes) -> Lost:
+    told = msgspec.json.decode(text, type=_Told)
+    return Lost(told.call_id, told.entry, datetime.fromtimestamp(told.since_ms / 1000, UTC))
