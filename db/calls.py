@@ -273,30 +273,3 @@ PEOPLE_IN_CALLS = "SELECT coalesce(sum(participant_count), 0) FROM calls WHERE s
 
 async def people_in_calls(tx: Transaction) -> int:
     return int(await tx.fetchval(PEOPLE_IN_CALLS))
-
-
-# Only what is open: a tenant's history has no end, and counting it reads all of it.
-COUNTS = "SELECT status, count(*) FROM calls WHERE status IN ('waiting', 'active') GROUP BY status"
-
-
-async def counts(tx: Transaction) -> dict[str, int]:
-    """The tenant's open calls by status."""
-    return {"waiting": 0, "active": 0} | {row[0]: row[1] for row in await tx.fetch(COUNTS)}
-
-
-PEOPLE = "SELECT coalesce(sum(participant_count), 0) FROM calls WHERE status IN ('waiting', 'active')"
-
-
-async def people(tx: Transaction) -> int:
-    """How many are in the tenant's calls now."""
-    return int(await tx.fetchval(PEOPLE))
-
-
-OPEN_IDS = """
-SELECT id FROM calls WHERE status IN ('waiting', 'active') ORDER BY status, created_at DESC, id DESC LIMIT $1
-"""
-
-
-async def open_ids(tx: Transaction, *, limit: int) -> list[UUID]:
-    """The tenant's open calls, those with people first, then the newest first."""
-    return [row["id"] for row in await tx.fetch(OPEN_IDS, limit)]

@@ -162,39 +162,6 @@ async def depth(tx: Transaction) -> Depth:
     return Depth(*row)
 
 
-OF_TENANT = """
-SELECT event_id, event, room_name, room_sid, tenant_id, call_id, event_created_at, received_at, status, attempts,
-       next_attempt_at, last_error, finished_at, payload
-FROM livekit_webhook_inbox
-WHERE (received_at, event_id) < (coalesce($1, 'infinity'), coalesce($2, ''))
-  AND ($3::text IS NULL OR status = $3)
-ORDER BY received_at DESC, event_id DESC LIMIT $4
-"""
-
-
-async def of_tenant(
-    tx: Transaction, *, status: str | None = None, before: tuple[datetime, str] | None = None, limit: int
-) -> list[Stored]:
-    """What concerns the calls of the transaction's tenant, newest first, below (received_at, event_id)."""
-    at, event_id = before or (None, None)
-    return [Stored(*row) for row in await tx.fetch(OF_TENANT, at, event_id, status, limit)]
-
-
-COUNTS_OF_TENANT = "SELECT status, count(*) FROM livekit_webhook_inbox WHERE status <> 'done' GROUP BY status"
-
-
-async def counts_of_tenant(tx: Transaction) -> dict[str, int]:
-    """What is not done: pending and dead."""
-    return {"pending": 0, "dead": 0} | {row[0]: row[1] for row in await tx.fetch(COUNTS_OF_TENANT)}
-
-
-IS_OF_TENANT = "SELECT true FROM livekit_webhook_inbox WHERE event_id = $1"
-
-
-async def is_of_tenant(tx: Transaction, event_id: str) -> bool:
-    return await tx.fetchval(IS_OF_TENANT, event_id) is not None
-
-
 FORGET = "SELECT inbox_forget($1, $2)"
 
 

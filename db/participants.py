@@ -74,24 +74,21 @@ kick_reason, kicked_by, readmitted_at, hand_raised_at, joined_at, left_at, left_
 is_audio_enabled, is_video_enabled, is_screen_sharing, quality_score, created_at
 """
 
-HOSTS_IN_CALL = """
-SELECT count(DISTINCT user_id) FROM call_participants
-WHERE call_id = $1 AND role = 'host' AND status IN ('joined', 'reconnecting')
-"""
-
-
-async def hosts_in_call(tx: Transaction, call_id: UUID) -> int:
-    """How many people (not devices) that are there now are hosts."""
-    return int(await tx.fetchval(HOSTS_IN_CALL, call_id))
-
-
 # -------------------------------------------------------------------------------------------------------------- finding
 
-GET = f"SELECT {COLUMNS} FROM call_participants WHERE id = $1"
+GET = f"SELECT {COLUMNS} FROM call_participants WHERE call_id = $1 AND id = $2"
 
 
-async def get(tx: Transaction, participant_id: UUID) -> Participant | None:
-    row = await tx.fetchrow(GET, participant_id)
+async def get(tx: Transaction, call_id: UUID, participant_id: UUID) -> Participant | None:
+    row = await tx.fetchrow(GET, call_id, participant_id)
+    return Participant(*row) if row else None
+
+
+BY_IDENTITY = f"SELECT {COLUMNS} FROM call_participants WHERE call_id = $1 AND identity = $2"
+
+
+async def by_identity(tx: Transaction, call_id: UUID, identity: str) -> Participant | None:
+    row = await tx.fetchrow(BY_IDENTITY, call_id, identity)
     return Participant(*row) if row else None
 
 
@@ -101,14 +98,6 @@ BY_IDS = f"SELECT {COLUMNS} FROM call_participants WHERE id = ANY ($1::uuid[]) O
 async def by_ids(tx: Transaction, participant_ids: Collection[UUID]) -> list[Participant]:
     """Those of them that exist."""
     return [Participant(*row) for row in await tx.fetch(BY_IDS, list(participant_ids))]
-
-
-BY_IDENTITY = f"SELECT {COLUMNS} FROM call_participants WHERE call_id = $1 AND identity = $2"
-
-
-async def by_identity(tx: Transaction, call_id: UUID, identity: str) -> Participant | None:
-    row = await tx.fetchrow(BY_IDENTITY, call_id, identity)
-    return Participant(*row) if row else None
 
 
 OF_USER = f"SELECT {COLUMNS} FROM call_participants WHERE call_id = $1 AND user_id = $2 ORDER BY created_at, id"
@@ -127,15 +116,15 @@ async def of_call(tx: Transaction, call_id: UUID) -> list[Participant]:
     return [Participant(*row) for row in await tx.fetch(OF_CALL, call_id)]
 
 
-PRESENT = f"""
+IN_CALL = f"""
 SELECT {COLUMNS} FROM call_participants
 WHERE call_id = $1 AND status IN ('joined', 'reconnecting') ORDER BY created_at, id
 """
 
 
-async def present(tx: Transaction, call_id: UUID) -> list[Participant]:
-    """Those who are in the call now."""
-    return [Participant(*row) for row in await tx.fetch(PRESENT, call_id)]
+async def in_call(tx: Transaction, call_id: UUID) -> list[Participant]:
+    """Those who are there now."""
+    return [Participant(*row) for row in await tx.fetch(IN_CALL, call_id)]
 
 
 PAGE = f"""
@@ -261,24 +250,24 @@ async def attach(
 
 DETACH = """
 UPDATE call_participants
-SET hub_left_at = greatest($2, hub_joined_at), hub_left_reason = $3, hand_raised_at = NULL
-WHERE id = $1 AND hub_joined_at IS NOT NULL AND hub_left_at IS NULL
-  AND ($4::timestamptz IS NULL OR hub_joined_at = $4)
-RETURNING true
+SET hub_left_at = greatest($2, hub_joined_at), hub_left_reason = $3,
+    leave_requested_at = CASE WHEN $4 THEN $2 ELSE leave_requested_at END, hand_raised_at = NULL
+WHERE id = ANY ($1::uuid[]) AND hub_joined_at IS NOT NULL AND hub_left_at IS NULL
+RETURNING id
 """
 
 
 async def detach(
-    tx: Transaction, participant_id: UUID, now: datetime, reason: str, *, attached_at: datetime | None = None
-) -> bool:
-    """The last socket of theirs left the room. False: none was there, or none that came at `attached_at`."""
-    return await tx.fetchval(DETACH, participant_id, now, reason, attached_at) is not None
+    tx: Transaction, participant_ids: list[UUID], now: datetime, reason: str, *, asked: bool = False
+) -> list[UUID]:
+    """Their last sockets left the room (`asked`: they said so); whom it was true of."""
+    return [row["id"] for row in await tx.fetch(DETACH, participant_ids, now, reason, asked)]
 
 
-LEAVE = f"""
+REQUEST_LEAVE = f"""
 UPDATE call_participants
 SET leave_requested_at = $2, hand_raised_at = NULL,
-    hub_left_reason = CASE WHEN hub_joined_at IS NOT NULL AND hub_left_at IS NULL THEN 'left' ELSE hub_left_reason END,
+    hub_left_reason = CASE WHEN hub_joined_at IS NOT NULL AND hub_left_at IS NULL THEN $3 ELSE hub_left_reason END,
     hub_left_at = CASE WHEN hub_joined_at IS NOT NULL AND hub_left_at IS NULL
                        THEN greatest($2, hub_joined_at) ELSE hub_left_at END
 WHERE id = $1
@@ -286,95 +275,105 @@ RETURNING {COLUMNS}
 """
 
 
-async def leave(tx: Transaction, participant_id: UUID, now: datetime) -> Participant | None:
+async def request_leave(
+    tx: Transaction, participant_id: UUID, now: datetime, reason: str = "left"
+) -> Participant | None:
     """They asked to leave: for the hub at once, for LiveKit as soon as it hears. None: no such participant."""
-    row = await tx.fetchrow(LEAVE, participant_id, now)
+    row = await tx.fetchrow(REQUEST_LEAVE, participant_id, now, reason)
     return Participant(*row) if row else None
 
 
-KICK = f"""
+REQUEST_KICK = f"""
 UPDATE call_participants
 SET kick_requested_at = $2, kick_reason = left($3, 500), kicked_by = $4, readmitted_at = NULL, hand_raised_at = NULL,
     hub_left_reason = CASE WHEN hub_joined_at IS NOT NULL AND hub_left_at IS NULL
                            THEN 'kicked' ELSE hub_left_reason END,
     hub_left_at = CASE WHEN hub_joined_at IS NOT NULL AND hub_left_at IS NULL
                        THEN greatest($2, hub_joined_at) ELSE hub_left_at END
-WHERE id = $1
+WHERE call_id = $1 AND user_id = $5
 RETURNING {COLUMNS}
 """
 
 
-async def kick(
-    tx: Transaction, participant_id: UUID, now: datetime, *, reason: str | None, kicked_by: str
-) -> Participant | None:
-    """They have to go. Holds until they are readmitted; LiveKit is told after the commit. None: no such participant."""
-    row = await tx.fetchrow(KICK, participant_id, now, reason, kicked_by)
-    return Participant(*row) if row else None
+async def request_kick(
+    tx: Transaction, call_id: UUID, user_id: str, now: datetime, *, by: str, reason: str | None
+) -> list[Participant]:
+    """A person has to go, with every device. Holds until they are readmitted; LiveKit is told after the commit."""
+    return [Participant(*row) for row in await tx.fetch(REQUEST_KICK, call_id, now, reason, by, user_id)]
 
 
-READMIT = """
-UPDATE call_participants SET readmitted_at = greatest($2, kick_requested_at)
-WHERE id = $1 AND kick_requested_at IS NOT NULL AND (readmitted_at IS NULL OR readmitted_at < kick_requested_at)
-RETURNING true
+READMIT = f"""
+UPDATE call_participants SET readmitted_at = greatest($3, kick_requested_at)
+WHERE call_id = $1 AND user_id = $2 AND kick_requested_at IS NOT NULL
+  AND (readmitted_at IS NULL OR readmitted_at < kick_requested_at)
+RETURNING {COLUMNS}
 """
 
 
-async def readmit(tx: Transaction, participant_id: UUID, now: datetime) -> bool:
-    """Kicked no more. False: they were not."""
-    return await tx.fetchval(READMIT, participant_id, now) is not None
+async def readmit(tx: Transaction, call_id: UUID, user_id: str, now: datetime) -> list[Participant]:
+    """Kicked no more; those of their rows that were."""
+    return [Participant(*row) for row in await tx.fetch(READMIT, call_id, user_id, now)]
 
 
 # ----------------------------------------------------------------------------------------------------------- about them
 
+SET_ROLE = f"UPDATE call_participants SET role = $3 WHERE call_id = $1 AND id = $2 RETURNING {COLUMNS}"
+
+
+async def set_role(tx: Transaction, call_id: UUID, participant_id: UUID, role: str) -> Participant | None:
+    row = await tx.fetchrow(SET_ROLE, call_id, participant_id, role)
+    return Participant(*row) if row else None
+
+
 CHANGE = f"""
-UPDATE call_participants
-SET display_name = coalesce($2, display_name), metadata = coalesce($3, metadata), role = coalesce($4, role)
-WHERE id = $1
+UPDATE call_participants SET display_name = coalesce($3, display_name), metadata = coalesce($4, metadata)
+WHERE call_id = $1 AND id = $2
 RETURNING {COLUMNS}
 """
 
 
 async def change(
     tx: Transaction,
+    call_id: UUID,
     participant_id: UUID,
     *,
     display_name: str | None = None,
     metadata: Mapping[str, Any] | None = None,
-    role: str | None = None,
-) -> Participant:
-    """What is None stays. Raises LookupError for no such participant."""
+) -> Participant | None:
+    """What is None stays. None: no such participant."""
     given = None if metadata is None else dict(metadata)
-    row = await tx.fetchrow(CHANGE, participant_id, display_name, given, role)
-    if row is None:
-        raise LookupError(f"no participant {participant_id}")
-    return Participant(*row)
+    row = await tx.fetchrow(CHANGE, call_id, participant_id, display_name, given)
+    return Participant(*row) if row else None
 
 
-RAISE_HAND = "UPDATE call_participants SET hand_raised_at = $2 WHERE id = $1 AND hand_raised_at IS NULL RETURNING true"
+RAISE_HAND = """
+UPDATE call_participants SET hand_raised_at = $3
+WHERE call_id = $1 AND id = $2 AND hand_raised_at IS NULL RETURNING true
+"""
 
 
-async def raise_hand(tx: Transaction, participant_id: UUID, now: datetime) -> bool:
+async def raise_hand(tx: Transaction, call_id: UUID, participant_id: UUID, now: datetime) -> bool:
     """False: it was up already, and keeps its place."""
-    return await tx.fetchval(RAISE_HAND, participant_id, now) is not None
+    return await tx.fetchval(RAISE_HAND, call_id, participant_id, now) is not None
 
 
 LOWER_HANDS = """
 UPDATE call_participants SET hand_raised_at = NULL
-WHERE call_id = $1 AND hand_raised_at IS NOT NULL AND ($2::uuid IS NULL OR id = $2) RETURNING id
+WHERE call_id = $1 AND hand_raised_at IS NOT NULL AND ($2::uuid[] IS NULL OR id = ANY ($2)) RETURNING id
 """
 
 
-async def lower_hands(tx: Transaction, call_id: UUID, participant_id: UUID | None = None) -> list[UUID]:
-    """One hand, or (None) all of them: whose was up."""
-    return [row["id"] for row in await tx.fetch(LOWER_HANDS, call_id, participant_id)]
+async def lower_hands(tx: Transaction, call_id: UUID, participant_ids: list[UUID] | None = None) -> list[UUID]:
+    """Of these people, or (None) of all: whose hand was up."""
+    return [row["id"] for row in await tx.fetch(LOWER_HANDS, call_id, participant_ids)]
 
 
-WITH_HAND = f"""
+HANDS = f"""
 SELECT {COLUMNS} FROM call_participants
 WHERE call_id = $1 AND hand_raised_at IS NOT NULL ORDER BY hand_raised_at, id
 """
 
 
-async def with_hand(tx: Transaction, call_id: UUID) -> list[Participant]:
+async def hands(tx: Transaction, call_id: UUID) -> list[Participant]:
     """The queue: who has waited longest comes first."""
-    return [Participant(*row) for row in await tx.fetch(WITH_HAND, call_id)]
+    return [Participant(*row) for row in await tx.fetch(HANDS, call_id)]
