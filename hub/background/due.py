@@ -1,0 +1,146 @@
+"""The passing of time: calls whose state changes without news, and participants whose socket stayed away.
+
+Every node does it. Settling is idempotent under the call's row lock, so whoever comes second finds nothing to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Generic, Protocol, TypeVar
+from uuid import UUID
+
+import structlog
+
+from db import calls, participants, system
+from db.errors import DatabaseUnavailable
+from hub.actions.orders import conclude
+from hub.actions.settle import grace_of, settle
+from hub.background.inbox import InboxDesk
+from hub.context import RosterEntry
+from hub.protocol.errors import ClusterUnavailable, NotFound
+
+log = structlog.get_logger("hub.due")
+
+_BATCH = 100
+_LONGEST_S = 1.0
+# Between two looks for lost sockets; their grace is 30 s.
+_LOST_EVERY_S = 1.0
+
+
+class Lost(Protocol):
+    """The last session of a participant in a room, its grace over; it ended at `since`."""
+
+    @property
+    def call_id(self) -> UUID: ...
+    @property
+    def entry(self) -> RosterEntry: ...
+    @property
+    def since(self) -> datetime: ...
+
+
+L = TypeVar("L", bound=Lost)
+
+
+class LostRoster(Protocol[L]):
+    async def lost(self, grace_s: float) -> Sequence[L]: ...
+    async def confirm(self, lost: L) -> None: ...
+    async def sessions(self, call_id: UUID) -> Sequence[RosterEntry]: ...
+
+
+class Due:
+    """`run()` until cancelled."""
+
+    def __init__(self, desk: InboxDesk) -> None:
+        self._desk = desk
+        # A call that cannot be settled waits, so that it does not hold up the others.
+        self._not_before: dict[UUID, datetime] = {}
+
+    async def run(self) -> None:
+        while True:
+            wait_s = _LONGEST_S
+            try:
+                await self.once()
+                wait_s = await self._until_next()
+            except DatabaseUnavailable as error:
+                log.warning("due_calls_wait", error=str(error))
+            except Exception:
+                log.exception("due_crashed")
+            # Nodes that look at the same moment would queue for the same rows.
+            await asyncio.sleep(wait_s * random.uniform(0.9, 1.1))
+
+    async def once(self) -> int:
+        """Settle what is due; how many calls. Raises DatabaseUnavailable."""
+        now = self._desk.clock()
+        self._not_before = {call_id: at for call_id, at in self._not_before.items() if at > now}
+        async with self._desk.db.system() as tx:
+            due = await system.due_calls(tx, now, _BATCH + len(self._not_before))
+        settled = 0
+        for call in due:
+            if call.call_id in self._not_before:
+                continue
+            try:
+                await self._settle(call.tenant_id, call.call_id)
+                settled += 1
+            except NotFound:
+                continue
+            except Exception as error:
+                self._not_before[call.call_id] = now + timedelta(seconds=5)
+                log.warning("call_not_settled", call_id=str(call.call_id), error=repr(error))
+        return settled
+
+    async def _settle(self, tenant_id: UUID, call_id: UUID) -> None:
+        async with self._desk.db.tenant(tenant_id) as tx:
+            done = await settle(tx, call_id, self._desk.clock(), grace=grace_of(self._desk.rules))
+        await conclude(self._desk, done)
+
+    async def _until_next(self) -> float:
+        async with self._desk.db.system() as tx:
+            next_at = await system.next_due(tx)
+        if next_at is None:
+            return _LONGEST_S
+        return min(_LONGEST_S, max(0.05, (next_at - self._desk.clock()).total_seconds()))
+
+
+class LostSockets(Generic[L]):
+    """Detaches participants whose last socket stayed away for the grace. `run()` until cancelled."""
+
+    def __init__(self, desk: InboxDesk, roster: LostRoster[L]) -> None:
+        self._desk = desk
+        self._roster = roster
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self.once()
+            except (DatabaseUnavailable, ClusterUnavailable) as error:
+                log.warning("lost_sockets_wait", error=str(error))
+            except Exception:
+                log.exception("lost_sockets_crashed")
+            await asyncio.sleep(_LOST_EVERY_S * random.uniform(0.8, 1.2))
+
+    async def once(self) -> int:
+        """What is not confirmed comes again. Raises ClusterUnavailable, DatabaseUnavailable."""
+        lost = await self._roster.lost(self._desk.rules.socket_grace_s)
+        for each in lost:
+            await self._detach(each)
+            await self._roster.confirm(each)
+        return len(lost)
+
+    async def _detach(self, lost: L) -> None:
+        entry, desk = lost.entry, self._desk
+        # Back at the last moment, on whatever node.
+        if any(other.participant_id == entry.participant_id for other in await self._roster.sessions(lost.call_id)):
+            return
+        async with desk.db.tenant(entry.tenant_id) as tx:
+            if await calls.lock(tx, lost.call_id) is None:
+                return
+            person = await participants.get(tx, lost.call_id, entry.participant_id)
+            if person is None or person.hub_joined_at is None or person.hub_joined_at > lost.since:
+                return
+            # They left when they were last seen, not when we stopped waiting.
+            await participants.detach(tx, [person.id], lost.since, "connection_lost")
+            settled = await settle(tx, lost.call_id, desk.clock(), grace=grace_of(desk.rules))
+        await conclude(desk, settled)

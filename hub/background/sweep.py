@@ -1,0 +1,348 @@
+"""The sweep: what LiveKit really has, held against what the hub believes. It feeds the same fold as the webhooks.
+
+One node at a time runs it. Every two seconds it looks whether LiveKit is there and has the rooms it had; every sweep
+interval, and at once where something is missing, it compares every open call. So a room that LiveKit lost is made again
+within seconds of LiveKit's return.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Protocol
+from uuid import UUID
+
+import msgspec
+import structlog
+
+from db import system
+from db.errors import DatabaseUnavailable
+from db.system import OpenCall
+from hub import metrics
+from hub.actions.orders import RoomMedia, conclude
+from hub.actions.settle import Settled, grace_of, settle
+from hub.background.inbox import InboxDesk
+from hub.media.values import ParticipantInfo, RoomInfo
+from hub.protocol.errors import ClusterUnavailable, HubError, NotFound
+from hub.state.facts import SNAPSHOT_MARGIN, FactEvent, MediaSilent, RoomAbsent, SeenPerson, SeenTrack, SweepSeen
+
+log = structlog.get_logger("hub.sweep")
+
+CORRECTIONS = metrics.counter("reconcile_corrections", "What the sweep put right, by kind", "kind")
+SWEEPS = metrics.counter("sweeps", "Comparisons with LiveKit, by outcome", "outcome")
+SWEEP_SECONDS = metrics.histogram("sweep", "Time of a whole comparison with LiveKit")
+
+PROBE_S = 2.0
+_ROOMS_AT_ONCE = 4
+_TIMEOUT_S = 5.0
+# A room whose node is gone answers "unavailable" although it is listed.
+_STRIKES = 3
+# One failure may be a lost packet; LiveKit is silent when it fails for this long.
+_SILENT_AFTER = timedelta(seconds=2)
+# Rooms of ours are named so (hub/actions/rooms.py). Anybody else's rooms are none of our business.
+OUR_ROOM = re.compile(r"^room_[a-z0-9]+_\d+$")
+# CreateRoom comes before the call's row: a room may be without one for a moment.
+_ORPHAN_AFTER = timedelta(seconds=60)
+
+
+class SweepMedia(RoomMedia, Protocol):
+    async def list_rooms(
+        self, names: Sequence[str] | None = None, *, region: str | None = None
+    ) -> Sequence[RoomInfo]: ...
+    async def list_participants(self, room: str, *, region: str | None = None) -> Sequence[ParticipantInfo]: ...
+
+
+class SweepDesk(InboxDesk, Protocol):
+    @property
+    def media(self) -> SweepMedia: ...
+
+
+class Leader(Protocol):
+    async def leads(self) -> bool:
+        """Whether this node is the one that sweeps; asking also tries to become it. Raises ClusterUnavailable."""
+        ...
+
+
+class Correction(msgspec.Struct, frozen=True):
+    """`kind`: an event's name (`participant:left`), an order (`MakeRoom`), `fact` or `orphan_room`."""
+
+    kind: str
+    room_name: str
+    call_id: UUID | None = None
+
+
+class SweepReport(msgspec.Struct, frozen=True, kw_only=True):
+    at: datetime
+    took_ms: int
+    dry_run: bool
+    calls: int
+    rooms: int
+    # Regions whose LiveKit did not answer; nothing is concluded about their calls but that.
+    unreachable: tuple[str, ...] = ()
+    # Calls that could not be compared this time.
+    skipped: int = 0
+    corrections: tuple[Correction, ...] = ()
+
+
+class _Listing(msgspec.Struct, frozen=True):
+    """What one LiveKit answered to ListRooms. `rooms` None: nothing."""
+
+    at: datetime
+    rooms: Mapping[str, RoomInfo] | None
+
+
+class _DryRun(Exception):
+    """Takes a settling back."""
+
+
+class Sweep:
+    """`run()` until cancelled; `once()` whenever somebody wants to know. `regions` are all that calls may be in."""
+
+    def __init__(
+        self,
+        desk: SweepDesk,
+        leader: Leader,
+        *,
+        regions: Sequence[str],
+        every_s: float = 10.0,
+        probe_s: float = PROBE_S,
+    ) -> None:
+        self._desk = desk
+        self._leader = leader
+        self._regions = tuple(regions)
+        self._every_s = every_s
+        self._probe_s = min(probe_s, every_s)
+        self._turn = asyncio.Lock()
+        # By region: since when it does not answer, and the rooms of ours that it had when it was last asked.
+        self._silent_since: dict[str, datetime] = {}
+        self._had: dict[str, set[str]] = {}
+        self._strikes: dict[str, int] = {}
+        # A room is missing that should be there: look again at every probe.
+        self._urgent = False
+
+    async def run(self) -> None:
+        due_at = 0.0
+        while True:
+            try:
+                if await self._leader.leads():
+                    if await self._probe(full=time.monotonic() >= due_at):
+                        due_at = time.monotonic() + self._every_s
+                else:
+                    self._forget()
+                    due_at = 0.0
+            except (DatabaseUnavailable, ClusterUnavailable) as error:
+                SWEEPS.labels("failed").inc()
+                log.warning("sweep_postponed", error=str(error))
+            except Exception:
+                # A bug in one sweep must not be the end of all sweeps.
+                SWEEPS.labels("crashed").inc()
+                log.exception("sweep_crashed")
+            await asyncio.sleep(self._probe_s)
+
+    async def once(self, *, dry_run: bool = False) -> SweepReport:
+        """Compare every open call now; with `dry_run` nothing is changed, told or ordered. Raises DatabaseUnavailable."""
+        async with self._turn:
+            return await self._compare(await self._list(), None, dry_run=dry_run)
+
+    async def _probe(self, *, full: bool) -> bool:
+        """Ask LiveKit for its rooms; compare where it is time or where rooms are missing. True: compared everything."""
+        async with self._turn:
+            listings = await self._list()
+            if full or self._urgent or any(listing.rooms is None for listing in listings.values()):
+                await self._compare(listings, None, dry_run=False)
+                return True
+            vanished = {name for region in listings for name in self._vanished(region, listings[region])}
+            if vanished:
+                await self._compare(listings, vanished, dry_run=False)
+            return False
+
+    def _forget(self) -> None:
+        """Another node sweeps: what we remember grows old."""
+        self._silent_since.clear()
+        self._had.clear()
+        self._strikes.clear()
+        self._urgent = False
+
+    async def _list(self) -> dict[str, _Listing]:
+        async with asyncio.TaskGroup() as tasks:
+            asked = {region: tasks.create_task(self._list_region(region)) for region in self._regions}
+        return {region: task.result() for region, task in asked.items()}
+
+    async def _list_region(self, region: str) -> _Listing:
+        at = self._desk.clock()
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                rooms = await self._desk.media.list_rooms(region=region)
+        except (HubError, TimeoutError) as error:
+            since = self._silent_since.setdefault(region, at)
+            log.warning("media_silent", region=region, since=since.isoformat(), error=str(error))
+            return _Listing(at, None)
+        self._silent_since.pop(region, None)
+        return _Listing(at, {room.name: room for room in rooms if OUR_ROOM.match(room.name)})
+
+    def _vanished(self, region: str, listing: _Listing) -> set[str]:
+        now = set(listing.rooms or ())
+        had, self._had[region] = self._had.get(region, set()), now
+        return had - now
+
+    async def _compare(
+        self, listings: Mapping[str, _Listing], only: Collection[str] | None, *, dry_run: bool
+    ) -> SweepReport:
+        started, at = time.perf_counter(), self._desk.clock()
+        async with self._desk.db.system() as tx:
+            calls = await system.open_calls(tx)
+        if only is not None:
+            calls = [call for call in calls if call.room_name in only]
+        gate = asyncio.Semaphore(_ROOMS_AT_ONCE)
+        outcomes: list[_Outcome] = []
+
+        async def one(call: OpenCall) -> None:
+            async with gate:
+                outcomes.append(await self._one(call, listings, dry_run=dry_run))
+
+        async with asyncio.TaskGroup() as tasks:
+            for call in calls:
+                tasks.create_task(one(call))
+        corrections = [correction for outcome in outcomes for correction in outcome.corrections]
+        if only is None:
+            corrections += await self._orphans(listings, {call.room_name for call in calls}, dry_run=dry_run)
+            self._strikes = {name: n for name, n in self._strikes.items() if any(c.room_name == name for c in calls)}
+            for region, listing in listings.items():
+                self._had[region] = set(listing.rooms or ())
+        self._urgent = any(outcome.room_missing for outcome in outcomes)
+        if not dry_run:
+            self._count(corrections, time.perf_counter() - started)
+        return SweepReport(
+            at=at,
+            took_ms=int((time.perf_counter() - started) * 1000),
+            dry_run=dry_run,
+            calls=len(calls),
+            rooms=sum(len(listing.rooms or ()) for listing in listings.values()),
+            unreachable=tuple(region for region, listing in listings.items() if listing.rooms is None),
+            skipped=sum(outcome.skipped for outcome in outcomes),
+            corrections=tuple(corrections),
+        )
+
+    def _count(self, corrections: Iterable[Correction], took_s: float) -> None:
+        SWEEPS.labels("done").inc()
+        SWEEP_SECONDS.observe(took_s)
+        for correction in corrections:
+            CORRECTIONS.labels(correction.kind).inc()
+
+    async def _one(self, call: OpenCall, listings: Mapping[str, _Listing], *, dry_run: bool) -> _Outcome:
+        try:
+            news = await self._news(call, listings)
+            settled = await self._settle(call, news, dry_run=dry_run)
+        except NotFound:
+            return _Outcome()
+        except DatabaseUnavailable as error:
+            log.warning("call_not_compared", call_id=str(call.call_id), error=str(error))
+            return _Outcome(skipped=True)
+        except Exception:
+            log.exception("call_not_compared", call_id=str(call.call_id))
+            return _Outcome(skipped=True)
+        if not dry_run:
+            await conclude(self._desk, settled)
+        missing = any(type(order).__name__ == "MakeRoom" for order in settled.orders)
+        return _Outcome(corrections=_corrections(call, settled), room_missing=missing, skipped=not news)
+
+    async def _news(self, call: OpenCall, listings: Mapping[str, _Listing]) -> list[FactEvent]:
+        """Empty: nothing can be said about this call now."""
+        # A call that names no region, or one that is no more, is in the first.
+        region = call.region if call.region is not None and call.region in listings else self._regions[0]
+        listing = listings[region]
+        now = self._desk.clock()
+        if listing.rooms is None:
+            since = self._silent_since.get(region, listing.at)
+            silent = call.status == "active" and now - since >= _SILENT_AFTER
+            return [MediaSilent(at=since, known_at=now)] if silent else []
+        room = listing.rooms.get(call.room_name)
+        if room is None:
+            # Younger than the list: it says nothing about it.
+            young = call.created_at > listing.at - SNAPSHOT_MARGIN
+            return [] if young else [RoomAbsent(at=listing.at, known_at=now)]
+        asked_at = self._desk.clock()
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                people = await self._desk.media.list_participants(call.room_name, region=region)
+        except (HubError, TimeoutError):
+            self._strikes[call.room_name] = strikes = self._strikes.get(call.room_name, 0) + 1
+            if strikes >= _STRIKES:
+                return [RoomAbsent(at=listing.at, known_at=now)]
+            return [observed(room, None, listing.at)]
+        self._strikes.pop(call.room_name, None)
+        return [observed(room, people, asked_at)]
+
+    async def _settle(self, call: OpenCall, news: Sequence[FactEvent], *, dry_run: bool) -> Settled:
+        settled: Settled | None = None
+        try:
+            async with self._desk.db.tenant(call.tenant_id) as tx:
+                grace = grace_of(self._desk.rules)
+                settled = await settle(tx, call.call_id, self._desk.clock(), fold=news, grace=grace)
+                if dry_run:
+                    raise _DryRun
+        except _DryRun:
+            pass
+        assert settled is not None
+        return settled
+
+    async def _orphans(
+        self, listings: Mapping[str, _Listing], open_rooms: Collection[str], *, dry_run: bool
+    ) -> list[Correction]:
+        """Delete rooms named like ours that no open call has."""
+        found: list[Correction] = []
+        for region, listing in listings.items():
+            old = [
+                room.name
+                for room in (listing.rooms or {}).values()
+                if room.name not in open_rooms and room.created_at <= listing.at - _ORPHAN_AFTER
+            ]
+            if not old:
+                continue
+            async with self._desk.db.system() as tx:
+                orphans = await system.orphan_rooms(tx, old)
+            for name in orphans:
+                found.append(Correction("orphan_room", name))
+                if dry_run:
+                    continue
+                log.warning("orphan_room", room_name=name, region=region)
+                try:
+                    await self._desk.media.delete_room(name, region=region)
+                except HubError as error:
+                    log.warning("orphan_room_stays", room_name=name, error=str(error))
+        return found
+
+
+class _Outcome(msgspec.Struct, frozen=True):
+    corrections: Sequence[Correction] = ()
+    room_missing: bool = False
+    skipped: bool = False
+
+
+def observed(room: RoomInfo, people: Iterable[ParticipantInfo] | None, at: datetime) -> SweepSeen:
+    """A snapshot as news; `at` is when it was asked for. Only people whose media is up are in a call."""
+    seen = None
+    if people is not None:
+        seen = tuple(
+            SeenPerson(
+                person.sid,
+                person.identity,
+                person.joined_at,
+                person.countable,
+                tuple(SeenTrack(track.sid, track.source, track.muted) for track in person.tracks),
+            )
+            for person in people
+            if person.state == "active"
+        )
+    return SweepSeen(at=at, known_at=at, room_sid=room.sid, room_created_at=room.created_at, people=seen)
+
+
+def _corrections(call: OpenCall, settled: Settled) -> list[Correction]:
+    kinds = [event.name for event in settled.events] + [type(order).__name__ for order in settled.orders]
+    if settled.news and not kinds:
+        # Something was learned that nobody has to hear: a miss, a sid.
+        kinds = ["fact"]
+    return [Correction(kind, call.room_name, call.call_id) for kind in kinds]
