@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
-from uuid import UUID
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -16,16 +15,16 @@ SessionId = Annotated[str, Meta(min_length=1, max_length=128, description="As in
 
 
 class NodeView(msgspec.Struct, frozen=True, kw_only=True):
-    """One node: `status` is ready, draining or lost."""
+    """One node: `status` is ready or draining."""
 
     node_id: str
     incarnation: str
     status: str
     region: str
     version: str
-    started_at: datetime | None
-    sockets: int
-    rooms: int
+    started_at: datetime
+    # What the node shows of itself: sockets, rooms and so on.
+    load: dict[str, int]
 
 
 class NodeList(msgspec.Struct, frozen=True):
@@ -61,9 +60,9 @@ class SessionView(msgspec.Struct, frozen=True, kw_only=True):
     session_id: str
     user_id: str
     node_id: str
-    connected_at: datetime | None
     client: str
-    rooms: list[UUID]
+    device_id: str | None
+    connected_at: datetime
 
 
 class ListSessions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,6 +71,7 @@ class ListSessions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class SessionList(msgspec.Struct, frozen=True):
     items: list[SessionView]
+    total: int
 
 
 class CloseSession(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -80,6 +80,7 @@ class CloseSession(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ListInbox(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    status: Annotated[Literal["pending", "done", "dead"] | None, Meta(description="Only these.")] = None
     limit: Limit = 50
     cursor: Cursor | None = None
 
@@ -106,6 +107,10 @@ class RetryInbox(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ListAudit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    actor: Annotated[str, Meta(min_length=1, max_length=128, description="Only what this user did.")] | None = None
+    target_id: Annotated[str, Meta(min_length=1, max_length=257, description="Only what was done to this.")] | None = (
+        None
+    )
     limit: Limit = 50
     cursor: Cursor | None = None
 
@@ -116,7 +121,7 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
     actor: str
     action: str
     target_type: str
-    target_id: str
+    target_id: str | None
     reason: str | None
     details: dict[str, Any]
 
@@ -137,8 +142,12 @@ class EndAnyRoom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: Reason | None = None
 
 
-class Reconciled(msgspec.Struct, frozen=True):
-    """What one sweep set right."""
+class Reconcile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    dry_run: Annotated[bool, Meta(description="Only say what would be mended.")] = False
 
-    corrections: int
-    details: dict[str, Any]
+
+class Reconciled(msgspec.Struct, frozen=True):
+    """How many of what were set right, or would be."""
+
+    corrections: dict[str, int]
+    dry_run: bool

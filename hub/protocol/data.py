@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Annotated
+from typing import Annotated, ClassVar
 from uuid import UUID
 
 import msgspec
 from msgspec import Meta
 
+from hub.commands import Event
 from hub.protocol.fields import CallId
 
 
@@ -24,11 +24,13 @@ class SendData(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ) = None
 
 
-class DataMessage(msgspec.Struct, frozen=True):
-    """What travels in the data packet: who it is from is the hub's word, not the sender's."""
+class DataSent(Event, frozen=True):
+    """Data for everybody. It goes through the SFU as well, where it has no sender; here it has one."""
+
+    name: ClassVar[str] = "data:sent"
+    recorded: ClassVar[bool] = False
 
     participant_id: UUID | None
     user_id: str
     topic: str
     data: str
-    sent_at: datetime

@@ -91,7 +91,8 @@ class KickParticipant(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: Reason | None = None
     ban_s: (
         Annotated[
-            int, Meta(ge=1, le=31_536_000, description="Keep them out this long; absent: they may ask to come in again.")
+            int,
+            Meta(ge=1, le=31_536_000, description="Keep them out this long; absent: they may ask to come in again."),
         ]
         | None
     ) = None

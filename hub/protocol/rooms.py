@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal
 from uuid import UUID
@@ -98,6 +97,10 @@ class UpdateRoom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class RoomAnswer(msgspec.Struct, frozen=True):
     call: CallView
 
+    @property
+    def etag(self) -> str:
+        return self.call.etag
+
 
 class EndRoom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     call_id: CallId
@@ -142,6 +145,13 @@ class SyncRoom(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     since: RoomPosition
 
 
+class MissedEvent(msgspec.Struct, frozen=True):
+    """An event as it would have come: its name, and its payload with the position in it."""
+
+    event: str
+    data: dict[str, Any]
+
+
 class RoomSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """The room as of `position`.
 
@@ -157,7 +167,7 @@ class RoomSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     chat: list[Any]
     position: RoomPosition
     recovered: bool
-    missed: list[Any]
+    missed: list[MissedEvent]
     media: MediaAccess | None = None
 
 
@@ -173,7 +183,7 @@ class ListEvents(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class RoomEvents(msgspec.Struct, frozen=True):
     """`recovered` false: the place is too long ago, or of another log. Ask for the room anew, and go on there."""
 
-    items: list[Any]
+    items: list[MissedEvent]
     recovered: bool
     position: RoomPosition
 
@@ -211,19 +221,3 @@ class RoomLeft(Event, frozen=True):
 
     reason: Literal["taken_over", "kicked", "banned", "ended", "left", "closed"]
     message: str = ""
-
-
-def etag(call: CallView) -> str:
-    """The strong tag of what PATCH can change; who comes and goes does not change it."""
-    parts = (
-        call.call_id,
-        call.name,
-        call.locked,
-        call.lobby_enabled,
-        call.chat_enabled,
-        call.file_sharing_enabled,
-        call.screen_sharing_enabled,
-        call.recording_enabled,
-        call.metadata,
-    )
-    return f'"{hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:32]}"'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -66,3 +67,19 @@ class CallView(msgspec.Struct, frozen=True, kw_only=True):
     duration_s: float | None
     end_reason: str | None
     quality_score: float | None
+
+    @property
+    def etag(self) -> str:
+        """The strong tag of what somebody can change; who comes and goes does not change it."""
+        parts = (
+            self.call_id,
+            self.name,
+            self.locked,
+            self.lobby_enabled,
+            self.chat_enabled,
+            self.file_sharing_enabled,
+            self.screen_sharing_enabled,
+            self.recording_enabled,
+            self.metadata,
+        )
+        return f'"{hashlib.sha256(msgspec.json.encode(parts, order="deterministic")).hexdigest()[:32]}"'

@@ -1,0 +1,155 @@
+"""What follows a commit: everybody is told, LiveKit is brought in line, sessions that are out are put out.
+
+The commit is what happened. Nothing here can undo it, so nothing here raises for a neighbour that is away: what LiveKit
+did not hear now the sweep says again, and a session on a node that cannot be reached has lost its room with that node.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterable
+from uuid import UUID
+
+import msgspec
+import structlog
+
+from db import participants
+from db.calls import Call
+from db.participants import Participant
+from hub.actions import members, orders
+from hub.actions.settle import Settled
+from hub.context import Context, RosterEntry
+from hub.policy import Permissions, publish_sources
+from hub.protocol.errors import HubError, NotFound
+from hub.protocol.media import MediaRevoked
+from hub.protocol.rooms import RoomLeft
+from hub.state.call import Remove
+
+log = structlog.get_logger("hub.aftermath")
+
+# LiveKit takes 5–10 ms a call; more at once than this only makes it wait.
+_SIDE_BY_SIDE = 8
+
+
+async def announce(ctx: Context, settled: Settled) -> None:
+    """Tell the room what settling changed, then give LiveKit its orders."""
+    for event in settled.events:
+        await ctx.tell(settled.call.id, event)
+    await orders.carry_out(ctx.hub, settled.call, settled.orders)
+
+
+async def remove(ctx: Context, settled: Settled, identities: Iterable[str]) -> None:
+    """Take them out of LiveKit's room, also where its word that they are in it has not come yet."""
+    ordered = {order.identity for order in settled.orders if isinstance(order, Remove)}
+    if settled.call.status == "active":
+        wanted = [Remove(identity) for identity in identities if identity not in ordered]
+        await orders.carry_out(ctx.hub, settled.call, wanted)
+
+
+async def evict(ctx: Context, call_id: UUID, participant_id: UUID, why: RoomLeft) -> None:
+    """Put every session of that participant out of the room, but for the one that asks, on whatever node it is."""
+    await _evict(
+        ctx, call_id, [each for each in await _sessions(ctx, call_id) if each.participant_id == participant_id], why
+    )
+
+
+async def evict_all(ctx: Context, call_id: UUID, why: RoomLeft) -> None:
+    """Put everybody out, the one that asks included."""
+    if ctx.session is not None and call_id in ctx.session.rooms:
+        await ctx.session.exit(call_id)
+    await _evict(ctx, call_id, await _sessions(ctx, call_id), why)
+
+
+async def _sessions(ctx: Context, call_id: UUID) -> list[RosterEntry]:
+    try:
+        return list(await ctx.hub.roster.sessions(call_id))
+    except HubError as error:
+        log.warning("sessions_not_evicted", code=error.code, call_id=str(call_id), request_id=ctx.request_id)
+        return []
+
+
+async def _evict(ctx: Context, call_id: UUID, entries: Iterable[RosterEntry], why: RoomLeft) -> None:
+    for entry in entries:
+        if ctx.session is not None and entry.session_id == ctx.session.id:
+            continue
+        message = {
+            "kind": "evict",
+            "session_id": entry.session_id,
+            "call_id": str(call_id),
+            "event": why.name,
+            "data": msgspec.to_builtins(why),
+        }
+        try:
+            await ctx.hub.bus.control(entry.node_id, message)
+        except HubError as error:
+            log.warning("session_not_evicted", code=error.code, session_id=entry.session_id)
+
+
+async def regrant(ctx: Context, call: Call, person: Participant, allowed: Permissions) -> None:
+    """Bring somebody's rights in LiveKit in line with theirs here; what they publish without a right is taken down."""
+    lost = _publishing(person) - publish_sources(allowed)
+    try:
+        await ctx.hub.media.set_permissions(
+            call.livekit_room_name,
+            person.identity,
+            members.grant_of(members.standing(call, person), allowed),
+            region=call.region,
+        )
+    except NotFound:
+        # Not connected: their next token carries the new rights.
+        return
+    except HubError as error:
+        log.warning("rights_not_told", code=error.code, call_id=str(call.id), request_id=ctx.request_id)
+    if lost:
+        await ctx.tell(call.id, MediaRevoked(person.id, sorted(lost)))
+
+
+async def regrant_all(ctx: Context, call: Call) -> None:
+    """The same for everybody in the call, after a feature was switched."""
+    async with ctx.transaction() as tx:
+        present = await participants.in_call(tx, call.id)
+        rights = [(person, await members.allowed(tx, call, person)) for person in present]
+    await side_by_side(regrant(ctx, call, person, allowed) for person, allowed in rights)
+
+
+def _publishing(person: Participant) -> frozenset[str]:
+    switches = {
+        "microphone": person.is_audio_enabled,
+        "camera": person.is_video_enabled,
+        "screen_share": person.is_screen_sharing,
+    }
+    return frozenset(source for source, on in switches.items() if on)
+
+
+async def tell_media(ctx: Context, call: Call, before: Participant, after: Participant) -> None:
+    """LiveKit's copy of a name, metadata and role, for its own clients."""
+    renamed, changed = after.display_name != before.display_name, after.metadata != before.metadata
+    promoted = after.role != before.role
+    if not (renamed or changed or promoted):
+        return
+    try:
+        await ctx.hub.media.update_participant(
+            call.livekit_room_name,
+            after.identity,
+            region=call.region,
+            name=after.display_name if renamed else None,
+            metadata=after.metadata if changed else None,
+            attributes={"role": members.standing(call, after)} if promoted else None,
+        )
+    except NotFound:
+        return
+    except HubError as error:
+        log.warning("participant_not_told", code=error.code, call_id=str(call.id), request_id=ctx.request_id)
+
+
+async def side_by_side(work: Iterable[Awaitable[None]]) -> None:
+    """Run all of them, some at a time."""
+    gate = asyncio.Semaphore(_SIDE_BY_SIDE)
+
+    async def one(each: Awaitable[None]) -> None:
+        async with gate:
+            await each
+
+    async with asyncio.TaskGroup() as tasks:
+        for each in work:
+            tasks.create_task(one(each))

@@ -1,0 +1,132 @@
+"""Who somebody is in a call, and so what they may do there: the one place where that is decided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+from db import bans, calls, links, participants
+from db.calls import Call
+from db.participants import Participant
+from db.pool import Transaction
+from hub.context import Actor, Context, Member
+from hub.media.values import Grant
+from hub.policy import ROLES, Permission, Permissions, Role, permissions, publish_sources, rank
+from hub.protocol import errors
+
+IN_CALL = frozenset({"joined", "reconnecting"})
+
+
+async def authorize(ctx: Context, call_id: UUID, permission: Permission | None) -> Member:
+    """The actor in that call, allowed to do that. `permission` None: anybody who is, was, or owns.
+
+    Raises NotFound (a foreign call, a missing one, and one that the actor has no part in are the same), Banned,
+    CallEnded, NotInRoom or Forbidden.
+    """
+    actor = ctx.actor
+    async with ctx.transaction() as tx:
+        call = await calls.get(tx, call_id)
+        if call is None or elsewhere(actor, call_id):
+            raise errors.NotFound()
+        mine = await participants.of_user(tx, call_id, actor.user_id)
+        banned = await bans.active(tx, call_id, actor.user_id, ctx.now())
+    participant = _own(ctx, call_id, mine)
+    if not heads(actor, call):
+        if participant is None:
+            raise errors.NotFound()
+        if banned or participant.status == "kicked":
+            raise errors.Banned()
+    member = as_member(actor, call, participant)
+    if permission is not None:
+        if not heads(actor, call):
+            demand_in_call(member)
+        demand(member, permission)
+    return member
+
+
+def elsewhere(actor: Actor, call_id: UUID) -> bool:
+    """A guest's token leads to one call only."""
+    return actor.guest is not None and actor.guest.call_id != call_id
+
+
+def heads(actor: Actor, call: Call) -> bool:
+    """The owner and the tenant's admins act as host, in the call or not."""
+    return actor.admin or actor.user_id == call.owner_id
+
+
+def as_member(actor: Actor, call: Call, participant: Participant | None) -> Member:
+    role = role_of(actor, call, participant)
+    denied = actor.guest.denied if actor.guest else ()
+    return Member(call, participant, role, permissions(role, features_off=features_off(call), denied=denied))
+
+
+def role_of(actor: Actor, call: Call, participant: Participant | None) -> Role:
+    if heads(actor, call):
+        return "host"
+    if participant is not None:
+        return as_role(participant.role)
+    return actor.guest.role if actor.guest else "participant"
+
+
+def as_role(text: str) -> Role:
+    """A role as the table holds it."""
+    return next(role for role in ROLES if role == text)
+
+
+def features_off(call: Call) -> tuple[str, ...]:
+    switches = {
+        "chat": call.chat_enabled,
+        "files": call.file_sharing_enabled,
+        "screen_share": call.screen_sharing_enabled,
+        "recording": call.recording_enabled,
+    }
+    return tuple(feature for feature, on in switches.items() if not on)
+
+
+async def allowed(tx: Transaction, call: Call, participant: Participant) -> Permissions:
+    """What somebody may do, with what the link they came by takes away."""
+    off = set(features_off(call))
+    if participant.via_link_id is not None:
+        off |= await links.features_off(tx, participant.via_link_id)
+    return permissions(standing(call, participant), features_off=off)
+
+
+def standing(call: Call, participant: Participant) -> Role:
+    """The role that others see and that nobody may reach above."""
+    return "host" if participant.user_id == call.owner_id else as_role(participant.role)
+
+
+def grant_of(role: Role, may: Permissions) -> Grant:
+    """The same rights, as LiveKit enforces them."""
+    return Grant(can_publish_sources=publish_sources(may), can_publish_data=rank(role) >= rank("participant"))
+
+
+def demand_open(call: Call) -> None:
+    if call.status == "ended":
+        raise errors.CallEnded()
+
+
+def demand_in_call(member: Member) -> Participant:
+    """The member's own participant, who is in the call right now."""
+    demand_open(member.call)
+    if member.participant is None or member.participant.status not in IN_CALL:
+        raise errors.NotInRoom()
+    return member.participant
+
+
+def demand(member: Member, permission: Permission) -> None:
+    if permission not in member.permissions:
+        raise errors.Forbidden(f"this needs {permission}", details={"permission": permission})
+
+
+def _own(ctx: Context, call_id: UUID, mine: Sequence[Participant]) -> Participant | None:
+    """Which of somebody's devices asks: the session's own, the one that is named, the one that is in."""
+    here = ctx.session.rooms.get(call_id) if ctx.session else None
+    identity = identity_of(ctx.actor.user_id, ctx.device_id)
+    ranked = sorted(mine, key=lambda each: (each.id == here, each.identity == identity, each.status in IN_CALL))
+    return ranked[-1] if ranked else None
+
+
+def identity_of(user_id: str, device_id: str | None) -> str:
+    """LiveKit's name of somebody; with a device, one person can be in a call twice."""
+    return f"{user_id}:{device_id}" if device_id else user_id
