@@ -1,0 +1,51 @@
+"""Where a request comes from, believing only the proxies we were told to believe."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+
+from aiohttp import web
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def networks(texts: Iterable[str]) -> tuple[Network, ...]:
+    return tuple(ipaddress.ip_network(text, strict=False) for text in texts)
+
+
+def client_address(request: web.Request, trusted: tuple[Network, ...]) -> str:
+    """The nearest address that is no trusted proxy; "" where the transport has none (a UNIX socket).
+
+    X-Forwarded-For is read from its end: what stands before the first address we do not trust was written by whoever
+    sits there, and proves nothing.
+    """
+    address = request.remote or ""
+    if not trusted or not _within(address, trusted):
+        return address
+    for hop in reversed(",".join(request.headers.getall("X-Forwarded-For", ())).split(",")):
+        hop = hop.strip()
+        if not _is_address(hop):
+            return address
+        address = hop
+        if not _within(address, trusted):
+            break
+    return address
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _within(address: str, trusted: tuple[Network, ...]) -> bool:
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped:
+        found = found.ipv4_mapped
+    return any(found in network for network in trusted)

@@ -1,0 +1,214 @@
+"""Socket.IO 5 packets, as JSON and as msgpack (socket.io-msgpack-parser): in from the wire, out as ready frames.
+
+JSON packets are text, `<type>[<attachments>-][<namespace>,][<ack id>][<JSON>]`, each behind Engine.IO's `4`; a msgpack
+packet is one binary message that holds `{type, data, nsp, id?}`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Protocol
+
+import msgspec
+from msgspec import Meta
+from socketio import packet
+
+from hub.transport.socketio import frames, gate
+from hub.transport.socketio.gate import Malformed
+
+CONNECT, DISCONNECT, EVENT, ACK = packet.CONNECT, packet.DISCONNECT, packet.EVENT, packet.ACK
+CONNECT_ERROR, BINARY_EVENT, BINARY_ACK = packet.CONNECT_ERROR, packet.BINARY_EVENT, packet.BINARY_ACK
+
+_ID_DIGITS = 15
+_encode_json = msgspec.json.Encoder().encode
+_decode_json = msgspec.json.Decoder().decode
+
+
+class Packet(msgspec.Struct):
+    kind: int
+    namespace: str
+    id: int | None
+    data: Any
+    # Attachments still to come.
+    attachments: int = 0
+    # Holds bytes, or what else JSON has no word for.
+    foreign: bool = False
+
+
+class Codec(Protocol):
+    """One serializer. What it returns are complete WebSocket frames."""
+
+    name: str
+
+    def decode(self, data: bytes) -> Packet:
+        """Raises Malformed."""
+        ...
+
+    def connect(self, sid: str) -> bytes: ...
+    def connect_error(self, message: str, data: Any, namespace: str = "/") -> bytes: ...
+    def disconnect(self) -> bytes: ...
+    def event(self, name: str, payload: Any) -> bytes: ...
+    def event_json(self, name: str, body: bytes) -> bytes:
+        """`body` is the payload's JSON."""
+        ...
+
+    def ack(self, number: int, payload: Any) -> bytes: ...
+    def packet(self, whole: packet.Packet) -> bytes:
+        """One of python-socketio's own packets."""
+        ...
+
+
+class Json:
+    name = "json"
+
+    def __init__(self, nesting: int = 32, attachments: int = 4) -> None:
+        self._nesting = nesting
+        self._attachments = attachments
+
+    def decode(self, data: bytes) -> Packet:
+        """`data` as it follows Engine.IO's `4`."""
+        try:
+            return self._decode(data)
+        except (ValueError, IndexError, RecursionError):
+            # Not chained into a log: the text of these errors holds data.
+            raise Malformed("not a packet") from None
+
+    def _decode(self, data: bytes) -> Packet:
+        kind = data[0] - 48
+        if not 0 <= kind <= 6:
+            raise Malformed("an unknown packet type")
+        at, attachments, namespace = 1, 0, "/"
+        if kind >= BINARY_EVENT:
+            dash = data.index(b"-", 1, 4)
+            attachments, at = _number(data[1:dash]), dash + 1
+            if not 0 < attachments <= self._attachments:
+                raise Malformed("too many attachments")
+        if data[at : at + 1] == b"/":
+            comma = data.find(b",", at)
+            end = len(data) if comma < 0 else comma
+            namespace, at = data[at:end].partition(b"?")[0].decode(), min(end + 1, len(data))
+        start = at
+        while start < len(data) and 48 <= data[start] <= 57:
+            start += 1
+        number = _number(data[at:start]) if start > at else None
+        if start == len(data):
+            return Packet(kind, namespace, number, None)
+        if data.count(b"[") + data.count(b"{") > self._nesting:
+            whole = _decode_json(data[start:])
+            # One more for the list that an event is.
+            gate.nesting(whole, self._nesting + 1)
+            return Packet(kind, namespace, number, whole, attachments)
+        return Packet(kind, namespace, number, _decode_json(data[start:]), attachments)
+
+    def connect(self, sid: str) -> bytes:
+        return frames.text(b"40" + _encode_json({"sid": sid}))
+
+    def connect_error(self, message: str, data: Any, namespace: str = "/") -> bytes:
+        where = b"" if namespace == "/" else namespace.encode() + b","
+        return frames.text(b"44" + where + _encode_json({"message": message, "data": data}))
+
+    def disconnect(self) -> bytes:
+        return _JSON_DISCONNECT
+
+    def event(self, name: str, payload: Any) -> bytes:
+        return self.event_json(name, _encode_json(payload))
+
+    def event_json(self, name: str, body: bytes) -> bytes:
+        return frames.text(b'42["%b",%b]' % (name.encode(), body))
+
+    def ack(self, number: int, payload: Any) -> bytes:
+        return frames.text(b"43%d[%b]" % (number, _encode_json(payload)))
+
+    def packet(self, whole: packet.Packet) -> bytes:
+        encoded = whole.encode()
+        head, *attachments = encoded if isinstance(encoded, list) else [encoded]
+        return frames.text(b"4" + head.encode()) + b"".join(frames.binary(one) for one in attachments)
+
+
+_JSON_DISCONNECT = frames.text(b"41")
+
+
+class _Wire(msgspec.Struct):
+    """The shape of a msgpack packet. Fields we do not know (`options`) are ignored."""
+
+    type: Annotated[int, Meta(ge=0, le=4)]
+    nsp: Annotated[str, Meta(min_length=1, max_length=256)]
+    data: Any = None
+    id: Annotated[int, Meta(ge=0, lt=10**_ID_DIGITS)] | None = None
+
+
+class Undeclared(msgspec.Struct, frozen=True):
+    """An extension type nobody declared."""
+
+    code: int
+
+
+def _extension(code: int, data: memoryview) -> Any:
+    """notepack.io, which stock clients use, writes `undefined` and Date and foreign buffers as extension 0."""
+    if code == 0:
+        return None if len(data) == 1 else bytes(data)
+    return Undeclared(code)
+
+
+class Msgpack:
+    name = "msgpack"
+
+    def __init__(self, nesting: int = 32) -> None:
+        self._nesting = nesting
+        self._decoder = msgspec.msgpack.Decoder(_Wire, ext_hook=_extension)
+        self._encode = msgspec.msgpack.Encoder().encode
+
+    def decode(self, data: bytes) -> Packet:
+        try:
+            wire = self._decoder.decode(data)
+        except (ValueError, TypeError, RecursionError):
+            raise Malformed("not a packet") from None
+        if wire.type in (EVENT, ACK) and not isinstance(wire.data, list):
+            raise Malformed("an event must be a list")
+        foreign = gate.nesting(wire.data, self._nesting + 1)
+        return Packet(wire.type, wire.nsp.partition("?")[0], wire.id, wire.data, foreign=foreign)
+
+    def _frame(self, kind: int, data: Any, namespace: str = "/", number: int | None = None) -> bytes:
+        wire = {"type": kind, "data": data, "nsp": namespace}
+        if number is not None:
+            wire["id"] = number
+        return frames.binary(self._encode(wire))
+
+    def connect(self, sid: str) -> bytes:
+        return self._frame(CONNECT, {"sid": sid})
+
+    def connect_error(self, message: str, data: Any, namespace: str = "/") -> bytes:
+        return self._frame(CONNECT_ERROR, {"message": message, "data": _plain(data)}, namespace)
+
+    def disconnect(self) -> bytes:
+        # Without `data`: the stock parser takes null for an invalid payload.
+        return frames.binary(self._encode({"type": DISCONNECT, "nsp": "/"}))
+
+    def event(self, name: str, payload: Any) -> bytes:
+        return self._frame(EVENT, [name, _plain(payload)])
+
+    def event_json(self, name: str, body: bytes) -> bytes:
+        return self._frame(EVENT, [name, _decode_json(body)])
+
+    def ack(self, number: int, payload: Any) -> bytes:
+        return self._frame(ACK, [_plain(payload)], number=number)
+
+    def packet(self, whole: packet.Packet) -> bytes:
+        kind = {BINARY_EVENT: EVENT, BINARY_ACK: ACK}.get(whole.packet_type, whole.packet_type)
+        if kind == DISCONNECT:
+            return self.disconnect()
+        return self._frame(kind, _plain(whole.data), whole.namespace or "/", whole.id)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON would have it (times and UUIDs as strings), but bytes stay bytes."""
+    try:
+        return msgspec.to_builtins(value, builtin_types=(bytes, bytearray, memoryview))
+    except TypeError:
+        # JSON kept from before (msgspec.Raw), inside.
+        return _decode_json(_encode_json(value))
+
+
+def _number(digits: bytes) -> int:
+    if not digits.isdigit() or len(digits) > _ID_DIGITS:
+        raise Malformed("not a number")
+    return int(digits)

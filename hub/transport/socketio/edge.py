@@ -1,0 +1,413 @@
+"""The door for sockets: handshake, authentication, commands, what the bus brings, drain.
+
+A connection is one task that reads; what is due to it goes straight to its transport. Its commands run one after the
+other, in order. Nothing here decides what a command does: that is the dispatcher's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from datetime import datetime
+from typing import Any, Protocol
+from uuid import UUID
+
+import msgspec
+import structlog
+from aiohttp import WSMsgType, web
+
+from hub import metrics
+from hub.context import Hub, Position, RosterEntry
+from hub.dispatch import Dispatcher
+from hub.protocol import errors
+from hub.protocol.errors import HubError
+from hub.transport.address import client_address, networks
+from hub.transport.problems import problem
+from hub.transport.socketio import frames, handshake
+from hub.transport.socketio.admission import Admission
+from hub.transport.socketio.chores import Chores
+from hub.transport.socketio.engine import Heartbeat, beat, receive
+from hub.transport.socketio.fanout import Rooms
+from hub.transport.socketio.gate import Malformed
+from hub.transport.socketio.options import EdgeOptions
+from hub.transport.socketio.packets import CLOSED, CONNECTS, Packets
+from hub.transport.socketio.server import Server
+from hub.transport.socketio.session import Session
+from hub.transport.socketio.socket import Socket
+
+log = structlog.get_logger("hub.edge")
+
+SESSIONS = metrics.gauge("sessions", "Authenticated sockets")
+
+_PATH = "/socket.io/"
+# Sockets sent away per second of a drain, before the deadline forces more: a reconnect costs the others something.
+_DRAIN_PER_S = 500
+_DRAIN_JITTER_MS = 3000
+
+
+class Subscriptions(Protocol):
+    """The bus, as a node that has sockets uses it. Subscribing raises ClusterUnavailable."""
+
+    async def subscribe_room(self, call_id: UUID) -> None: ...
+    def unsubscribe_room(self, call_id: UUID) -> None: ...
+    async def subscribe_user(self, tenant_id: UUID, user_id: str) -> None: ...
+    def unsubscribe_user(self, tenant_id: UUID, user_id: str) -> None: ...
+
+
+class Edge:
+    """`attach` it to an application, `run` it in a TaskGroup, let the bus `listen` to it, `drain` it at the end."""
+
+    def __init__(
+        self, *, dispatcher: Dispatcher, hub: Hub, subscriptions: Subscriptions, options: EdgeOptions | None = None
+    ) -> None:
+        self.options = options or EdgeOptions()
+        self.draining = False
+        self.rooms = Rooms()
+        self.server = Server()
+        self._hub = hub
+        self._subscriptions = subscriptions
+        self._proxies = networks(self.options.trusted_proxies)
+        self._admission = Admission(self.options)
+        self._heartbeat = Heartbeat(self.options.ping_ticks, self.options.pong_ticks)
+        self._packets = Packets(dispatcher, hub, self._admission, self.options, self)
+        self._sessions: dict[str, Session] = {}
+        self._users: dict[tuple[UUID, str], dict[Session, None]] = {}
+        # Sessions in a room, or entering it: the bus is asked for the room while there are any.
+        self._interest: dict[UUID, int] = {}
+        self._chores = Chores()
+        self._tasks: asyncio.TaskGroup | None = None
+        self._serving = 0
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    # Life
+
+    def attach(self, app: web.Application) -> None:
+        app.router.add_route("*", _PATH, self.handle)
+        app.router.add_route("*", _PATH.rstrip("/"), self.handle)
+
+    async def run(self) -> None:
+        """The pinger and what else the edge keeps going, until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                self._tasks = tasks
+                tasks.create_task(beat(self._heartbeat, self.options.tick_s), name="socket pinger")
+                tasks.create_task(self._chores.run(), name="socket chores")
+        finally:
+            self._tasks = None
+
+    async def drain(self) -> None:
+        """Send everybody away within `drain_s`, spread, so that the other nodes take them in one by one.
+
+        The rosters stay as they are: nobody has left anything.
+        """
+        self.draining = True
+        sockets = list(self.server.eio.sockets.values())
+        random.shuffle(sockets)
+        for socket in sockets:
+            if socket.session is not None:
+                socket.session.send("server:draining", {"reconnect_after_ms": random.randint(0, _DRAIN_JITTER_MS)})
+        over_s = min(self.options.drain_s, len(sockets) / _DRAIN_PER_S)
+        started = time.monotonic()
+        for number, socket in enumerate(sockets):
+            wait_s = started + over_s * number / len(sockets) - time.monotonic()
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+            if socket.session is not None:
+                socket.session.close("server_draining", "this node is going down", reconnect=True)
+            else:
+                socket.close(frames.RESTART)
+        # They hang up by themselves, or are hung up on.
+        async with asyncio.timeout(self.options.hangup_s + 1):
+            await self._empty.wait()
+
+    async def reassert(self) -> None:
+        """Bring the roster entries of this node's sessions back, after it lost its lease or Redis its data."""
+        for session in list(self._sessions.values()):
+            for call_id in list(session.joined):
+                self._chores.add(lambda session=session, call_id=call_id: self._register(session, call_id))  # type: ignore[misc]
+
+    # What others ask of it
+
+    def now(self) -> datetime:
+        return self._hub.clock()
+
+    def sessions(self) -> Iterable[Session]:
+        return self._sessions.values()
+
+    def session(self, session_id: str) -> Session | None:
+        return self._sessions.get(session_id)
+
+    def load(self) -> dict[str, int]:
+        return {"sockets": len(self.server.eio.sockets), "sessions": len(self._sessions), "rooms": len(self._interest)}
+
+    # The bus' listener
+
+    def deliver_room(
+        self, call_id: UUID, offset: int | None, epoch: str, name: str, body: bytes, skip_session: str | None
+    ) -> None:
+        self.rooms.deliver(call_id, offset, epoch, name, body, skip_session)
+
+    def deliver_user(self, tenant_id: UUID, user_id: str, name: str, body: bytes) -> None:
+        for session in list(self._users.get((tenant_id, user_id), ())):
+            session.socket.write(session.socket.codec.event_json(name, body))
+
+    def resynced(self, call_id: UUID) -> None:
+        body = msgspec.json.encode({"call_id": call_id})
+        self.rooms.deliver(call_id, None, "", "room:resynced", body)
+
+    def degraded(self, on: bool) -> None:
+        for session in list(self._sessions.values()):
+            session.send("server:degraded", {"dependencies": ["cluster"] if on else []})
+
+    def control(self, message: dict[str, Any]) -> None:
+        match message.get("kind"):
+            case "evict":
+                self._evict(message)
+            case "close":
+                session = self._sessions.get(str(message.get("session_id")))
+                if session is not None:
+                    code, text = str(message.get("code", "closed")), str(message.get("message", ""))
+                    CLOSED.labels("asked").inc()
+                    session.close(code, text, reconnect=bool(message.get("reconnect", False)))
+            case _:
+                # Of a newer version of the hub.
+                log.info("control_unknown", kind=str(message.get("kind"))[:32])
+
+    def _evict(self, message: dict[str, Any]) -> None:
+        call_id = UUID(str(message["call_id"]))
+        told = message.get("data") or {"reason": message.get("reason")}
+        session_id, participant_id = message.get("session_id"), message.get("participant_id")
+        for session in self.rooms.sessions(call_id):
+            if session.id == session_id or str(session.joined.get(call_id)) == participant_id:
+                session.send(str(message.get("event") or "room:left"), {"call_id": call_id, **told})
+                self._depart(session, call_id, self._hub.roster.leave)
+
+    # A session's home
+
+    async def enter(self, session: Session, call_id: UUID, participant_id: UUID) -> None:
+        fresh = call_id not in session.joined
+        if fresh and len(session.joined) >= self._hub.rules.rooms_per_session:
+            raise errors.Conflict(f"a session can be in {self._hub.rules.rooms_per_session} rooms")
+        if fresh:
+            self._interest[call_id] = self._interest.get(call_id, 0) + 1
+        session.joined[call_id] = participant_id
+        session.entered.append(call_id)
+        try:
+            await self._subscriptions.subscribe_room(call_id)
+            # Before the roster: whoever sees the entry may already send something.
+            self.rooms.enter(call_id, session)
+            await self._register(session, call_id)
+        except BaseException:
+            if fresh:
+                self._depart(session, call_id, self._hub.roster.leave)
+            raise
+        if not session.socket.open:
+            # Gone meanwhile: its going did not know of this room, or the entry came after it.
+            self._depart(session, call_id, self._hub.roster.interrupt)
+
+    async def exit(self, session: Session, call_id: UUID) -> None:
+        if call_id in session.joined:
+            self._depart(session, call_id, None)
+            try:
+                await self._hub.roster.leave(call_id, session.id)
+            except HubError:
+                self._chores.add(lambda: self._hub.roster.leave(call_id, session.id))
+
+    def seen(self, session: Session, call_id: UUID, position: Position) -> None:
+        self.rooms.seen(call_id, session, position)
+
+    async def _register(self, session: Session, call_id: UUID) -> None:
+        participant_id = session.joined.get(call_id)
+        if participant_id is not None:
+            hub, actor = self._hub, session.actor
+            entry = RosterEntry(
+                session.id, participant_id, actor.user_id, actor.tenant_id, hub.node_id, hub.incarnation
+            )
+            await hub.roster.enter(call_id, entry)
+
+    def _depart(self, session: Session, call_id: UUID, farewell: Callable[[UUID, str], Any] | None) -> None:
+        """Out of the room at once; the roster hears `farewell` in the background."""
+        if session.joined.pop(call_id, None) is not None:
+            self._interest[call_id] -= 1
+            if not self._interest[call_id]:
+                del self._interest[call_id]
+                self._subscriptions.unsubscribe_room(call_id)
+        self.rooms.exit(call_id, session)
+        if farewell is not None:
+            self._chores.add(lambda: farewell(call_id, session.id))
+
+    # Connections
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        address = client_address(request, self._proxies)
+        try:
+            handshake.check(request, self.options.origins)
+            if self.draining or self._tasks is None:
+                raise errors.ServerDraining(retry_after_ms=1000)
+            self._admission.connect(address)
+        except HubError as refusal:
+            CONNECTS.labels(refusal.code).inc()
+            return _refused(refusal)
+        try:
+            websocket: web.WebSocketResponse[Any] = web.WebSocketResponse(
+                # One event over the limit is still answered; anything larger is not even read.
+                max_msg_size=4 * self.options.event_bytes,
+                # Shared frames are only possible without, and a deflate window per socket costs 100 KB.
+                compress=False,
+                decode_text=False,
+                autoclose=False,
+                autoping=False,
+                timeout=0.5,
+            )
+            await websocket.prepare(request)
+            # A task of its own: the handler is cancelled when its client goes, a running command is not.
+            await asyncio.shield(self._tasks.create_task(self._serve(request, websocket, address)))
+        finally:
+            self._admission.disconnect(address)
+        return websocket
+
+    async def _serve(self, request: web.Request, websocket: web.WebSocketResponse[Any], address: str) -> None:
+        transport = request.transport
+        if transport is None:
+            return
+        codec = handshake.codec_of(request, self._packets.json, self._packets.msgpack)
+        socket = Socket(secrets.token_urlsafe(15), transport, codec, address, self.options, self._ended)
+        self.server.eio.add(socket)
+        self._heartbeat.add(socket)
+        self._serving += 1
+        self._empty.clear()
+        socket.within(self.options.auth_s, frames.POLICY)
+        socket.write(self._opening(socket))
+        try:
+            await self._read(socket, websocket)
+            if not websocket.closed:
+                # The peer said goodbye first.
+                socket.close(frames.NORMAL)
+        except Malformed as refusal:
+            CLOSED.labels("malformed").inc()
+            log.info("packet_malformed", reason=str(refusal), address=address)
+            socket.close(frames.PROTOCOL_ERROR)
+            await self._until_hung_up(websocket)
+        except Exception:
+            log.exception("socket_crashed")
+        finally:
+            socket.gone()
+            self._serving -= 1
+            if not self._serving:
+                self._empty.set()
+
+    def _opening(self, socket: Socket) -> bytes:
+        options = self.options
+        opening = {
+            "sid": socket.sid,
+            "upgrades": [],
+            "pingInterval": int(options.ping_ticks * options.tick_s * 1000),
+            "pingTimeout": int(options.pong_ticks * options.tick_s * 1000),
+            "maxPayload": options.event_bytes,
+        }
+        return frames.text(b"0" + msgspec.json.encode(opening))
+
+    async def _read(self, socket: Socket, websocket: web.WebSocketResponse[Any]) -> None:
+        while (message := await receive(websocket)) is not None:
+            kind, data = message
+            socket.alive = True
+            if not socket.open:
+                # Told to go already: what it still says is not heard.
+                continue
+            if kind is WSMsgType.TEXT:
+                await self._packets.text(socket, data)
+            elif kind is WSMsgType.BINARY:
+                await self._packets.binary(socket, data)
+            elif kind is WSMsgType.PING and self._packets.in_time(socket, None):
+                socket.write(frames.frame(frames.PONG, data))
+
+    async def _until_hung_up(self, websocket: web.WebSocketResponse[Any]) -> None:
+        try:
+            async with asyncio.timeout(self.options.hangup_s):
+                while await receive(websocket) is not None:
+                    pass
+        except TimeoutError:
+            return
+
+    def _ended(self, socket: Socket) -> None:
+        """Nothing reaches this socket any more. Called once, by the socket."""
+        self.server.eio.remove(socket)
+        self._heartbeat.remove(socket)
+        session = socket.session
+        if session is None:
+            return
+        self.server.manager.drop(socket.sid)
+        session.forget_expiry()
+        SESSIONS.dec()
+        del self._sessions[session.id]
+        self._admission.leave(session.user)
+        mates = self._users[session.user]
+        del mates[session]
+        if not mates:
+            del self._users[session.user]
+            self._subscriptions.unsubscribe_user(*session.user)
+        for call_id in list(session.joined):
+            self._depart(session, call_id, None if self.draining else self._hub.roster.interrupt)
+
+    # Sessions
+
+    def welcome(self, session: Session) -> None:
+        """CONNECT and `session:ready` in one write; whatever else is due to it comes after."""
+        socket = session.socket
+        socket.settled()
+        socket.session = session
+        self._sessions[session.id] = session
+        mates = self._users.setdefault(session.user, {})
+        mates[session] = None
+        if len(mates) == 1:
+            self._chores.add(lambda: self._hear_user(session.user))
+        SESSIONS.inc()
+        CONNECTS.labels("ok").inc()
+        session.watch_expiry()
+        sid = self.server.manager.connect(socket.sid, "/")
+        codec = socket.codec
+        socket.write(codec.connect(sid) + codec.event("session:ready", self._ready(session)), 2)
+        log.info("session_started", session_id=session.id, user_id=session.actor.user_id, client=session.client)
+
+    def _ready(self, session: Session) -> dict[str, Any]:
+        actor, hub = session.actor, self._hub
+        return {
+            "session_id": session.id,
+            "user": {"id": actor.user_id, "role": actor.role, "display_name": actor.display_name},
+            "protocol": handshake.PROTOCOL,
+            "features": list(self.options.features),
+            "limits": self.options.published(),
+            "server": {"version": self.options.version, "node_id": hub.node_id, "region": self.options.region},
+            "token_expires_at": actor.expires_at,
+            "server_time": hub.clock(),
+            "recovery": {"window_s": hub.rules.recovery_window_s},
+        }
+
+    def answered(self, session: Session, ok: bool) -> None:
+        """The ack of a command has left: what was held back for it follows."""
+        entered, session.entered = session.entered, []
+        for call_id in entered:
+            if ok:
+                self.rooms.release(call_id, session)
+            elif call_id in session.joined:
+                # The client was told that it is not in: so it must not hear the room.
+                self._depart(session, call_id, self._hub.roster.leave)
+
+    async def _hear_user(self, user: tuple[UUID, str]) -> None:
+        if user in self._users:
+            await self._subscriptions.subscribe_user(*user)
+            if user not in self._users:
+                self._subscriptions.unsubscribe_user(*user)
+
+
+def _refused(refusal: HubError) -> web.Response:
+    if isinstance(refusal, errors.ServerBusy | errors.TooManyConnections):
+        # Codes of sockets; as an HTTP status a stock client tries again after either.
+        response = problem(refusal, secrets.token_hex(8))
+        response.set_status(503 if isinstance(refusal, errors.ServerBusy) else 429)
+        return response
+    return problem(refusal, secrets.token_hex(8))

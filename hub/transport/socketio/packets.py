@@ -1,0 +1,205 @@
+"""What a connection says: packets in, sessions and commands out of them. Commands run one after the other, in order."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+import msgspec
+import structlog
+
+from hub import metrics
+from hub.context import Actor, Context, Hub
+from hub.dispatch import Ack, Dispatcher
+from hub.protocol import errors
+from hub.protocol.errors import FieldError, HubError
+from hub.transport.socketio import codec as codecs
+from hub.transport.socketio import frames, gate, handshake
+from hub.transport.socketio.admission import Admission
+from hub.transport.socketio.codec import Json, Msgpack, Packet
+from hub.transport.socketio.gate import Malformed
+from hub.transport.socketio.options import EdgeOptions
+from hub.transport.socketio.session import Session, SessionHome
+from hub.transport.socketio.socket import Socket
+
+log = structlog.get_logger("hub.edge")
+
+CONNECTS = metrics.counter("connects", "Connection attempts by outcome: ok, or the code of the refusal", "outcome")
+CLOSED = metrics.counter("sockets_closed", "Sockets closed by the server, by reason", "reason")
+
+
+class Home(SessionHome, Protocol):
+    """What packets ask of the edge."""
+
+    def welcome(self, session: Session) -> None: ...
+    def answered(self, session: Session, ok: bool) -> None: ...
+
+
+class Packets:
+    """One for all connections of a node. Raises Malformed for what no well-behaved client sends."""
+
+    def __init__(
+        self, dispatcher: Dispatcher, hub: Hub, admission: Admission, options: EdgeOptions, home: Home
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._hub = hub
+        self._admission = admission
+        self._options = options
+        self._home = home
+        self.json = Json(options.nesting, options.attachments)
+        self.msgpack = Msgpack(options.nesting)
+        self._takes_bytes = frozenset(
+            command.name for command in dispatcher.commands if bytes in _types(command.message)
+        )
+
+    async def text(self, socket: Socket, data: bytes) -> None:
+        kind = data[:1]
+        if kind == b"4" and socket.codec is self.json:
+            await self._packet(socket, self.json.decode(data[1:]), len(data))
+        elif data == b"1":
+            socket.close(frames.NORMAL)
+        elif kind != b"3":
+            raise Malformed("not an Engine.IO packet for a WebSocket")
+
+    async def binary(self, socket: Socket, data: bytes) -> None:
+        if socket.codec is self.msgpack:
+            await self._packet(socket, self.msgpack.decode(data), len(data))
+            return
+        whole = socket.attach(data)
+        if whole is not None:
+            packet, parts = whole
+            packet.data = gate.rebuild(packet.data, parts, self._options.nesting + 1)
+            packet.foreign = True
+            await self._event(socket, packet, sum(map(len, parts)))
+
+    async def _packet(self, socket: Socket, packet: Packet, size: int) -> None:
+        if socket.partial is not None:
+            raise Malformed("a packet between a packet and its attachments")
+        match packet.kind:
+            case codecs.EVENT:
+                await self._event(socket, packet, size)
+            case codecs.CONNECT:
+                await self._connect(socket, packet)
+            case codecs.BINARY_EVENT if socket.session is not None and packet.namespace == "/":
+                socket.partial = packet
+            case codecs.ACK:
+                # Nobody asked.
+                self.in_time(socket, None)
+            case codecs.DISCONNECT if packet.namespace == "/":
+                socket.close(frames.NORMAL)
+            case _:
+                raise Malformed("not a packet for a server")
+
+    # Entering
+
+    async def _connect(self, socket: Socket, packet: Packet) -> None:
+        if socket.session is not None and packet.namespace == "/":
+            raise Malformed("connected already")
+        try:
+            if packet.namespace != "/":
+                raise errors.NamespaceForbidden()
+            auth = handshake.auth(packet.data)
+            actor = await self._verify(socket, auth.token)
+            if not socket.open:
+                return
+            self._admission.enter((actor.tenant_id, actor.user_id))
+        except HubError as refusal:
+            CONNECTS.labels(refusal.code).inc()
+            data = {"code": refusal.code, "retryable": refusal.retryable}
+            if refusal.retry_after_ms is not None:
+                data["retry_after_ms"] = refusal.retry_after_ms
+            socket.write(socket.codec.connect_error(refusal.message, data, packet.namespace[:64]))
+            return
+        session = Session(
+            socket,
+            actor,
+            self._home,
+            self._options,
+            client=auth.client,
+            device_id=auth.device_id,
+            locale=auth.locale,
+        )
+        self._home.welcome(session)
+
+    async def _verify(self, socket: Socket, token: str) -> Actor:
+        try:
+            return await self._hub.tokens.verify(token)
+        except errors.TokenInvalid:
+            self._admission.wrong(socket.address, time.monotonic())
+            raise
+
+    # Commands
+
+    async def _event(self, socket: Socket, packet: Packet, size: int) -> None:
+        session = socket.session
+        if session is None or packet.namespace != "/":
+            raise Malformed("an event before CONNECT")
+        name, payload = gate.event(packet.data)
+        if not self.in_time(socket, packet.id):
+            return
+        session.number += 1
+        ctx = Context(
+            hub=self._hub,
+            actor=session.actor,
+            request_id=f"{session.id}-{session.number}",
+            session=session,
+            device_id=session.device_id,
+            client=session.client,
+        )
+        refusal = self._unacceptable(packet, name, size)
+        if refusal is not None:
+            self._answer(session, packet.id, Ack(ok=False, error=refusal.problem(ctx.request_id)))
+            return
+        socket.busy = True
+        try:
+            ack = await self._dispatcher.ack(ctx, name, payload)
+        finally:
+            socket.busy = False
+        self._answer(session, packet.id, ack)
+
+    def _unacceptable(self, packet: Packet, name: str, size: int) -> HubError | None:
+        if size > self._options.event_bytes:
+            return errors.PayloadTooLarge(f"an event may have {self._options.event_bytes} bytes")
+        if packet.foreign and name not in self._takes_bytes:
+            text = "binary data has no place in this command"
+            return errors.ValidationFailed(text, errors=[FieldError("", text)])
+        return None
+
+    def _answer(self, session: Session, number: int | None, ack: Ack) -> None:
+        """The ack, then what was held back for it."""
+        socket = session.socket
+        if number is not None:
+            try:
+                frame = socket.codec.ack(number, ack)
+            except (TypeError, ValueError):
+                # The answer of a command that no serializer can write.
+                log.exception("ack_not_encoded")
+                ack = Ack(ok=False, error=errors.Internal().problem())
+                frame = socket.codec.ack(number, ack)
+            socket.write(frame)
+        self._home.answered(session, ack.ok)
+
+    def in_time(self, socket: Socket, number: int | None) -> bool:
+        """One more packet of this connection, or one too many: refused, and in the end the client is sent away."""
+        session, now = socket.session, time.monotonic()
+        if session is None:
+            raise Malformed("a packet before CONNECT")
+        wait_ms = session.bucket.take(now)
+        if not wait_ms:
+            return True
+        if number is not None:
+            refusal = errors.RateLimited(f"{self._options.events_per_s} events per second", retry_after_ms=wait_ms)
+            socket.write(socket.codec.ack(number, Ack(ok=False, error=refusal.problem())))
+        if session.flood.refuse(now):
+            CLOSED.labels("flood").inc()
+            session.close("rate_limited", "too many events", reconnect=True, retry_after_ms=10_000)
+        return False
+
+
+def _types(message: type[Any]) -> frozenset[Any]:
+    """The types that a message's fields may have, at its top level."""
+    return frozenset(
+        bytes if isinstance(kind, msgspec.inspect.BytesType) else kind
+        for field in msgspec.inspect.type_info(message).fields  # type: ignore[attr-defined]
+        for kind in (field.type.types if isinstance(field.type, msgspec.inspect.UnionType) else (field.type,))
+    )

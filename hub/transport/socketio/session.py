@@ -1,0 +1,141 @@
+"""One authenticated client: who it is, which rooms it hears, when its token ends."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, Protocol
+from uuid import UUID
+
+from hub.context import Actor, Position
+from hub.state.bucket import Bucket
+from hub.transport.socketio import frames
+from hub.transport.socketio.gate import Flood
+from hub.transport.socketio.options import EdgeOptions
+from hub.transport.socketio.socket import Socket
+
+
+class SessionHome(Protocol):
+    """What a session asks of the edge."""
+
+    async def enter(self, session: Session, call_id: UUID, participant_id: UUID) -> None: ...
+    async def exit(self, session: Session, call_id: UUID) -> None: ...
+    def seen(self, session: Session, call_id: UUID, position: Position) -> None: ...
+    def now(self) -> datetime: ...
+
+
+class Session:
+    """The `Session` port of `hub.context`, for one socket."""
+
+    __slots__ = (
+        "_home",
+        "_options",
+        "_timer",
+        "actor",
+        "bucket",
+        "client",
+        "connected_at",
+        "device_id",
+        "entered",
+        "flood",
+        "id",
+        "joined",
+        "locale",
+        "number",
+        "socket",
+    )
+
+    def __init__(
+        self,
+        socket: Socket,
+        actor: Actor,
+        home: SessionHome,
+        options: EdgeOptions,
+        *,
+        client: str,
+        device_id: str | None,
+        locale: str | None,
+    ) -> None:
+        self.id = secrets.token_urlsafe(15)
+        self.socket = socket
+        self.actor = actor
+        self.client = client
+        self.device_id = device_id
+        self.locale = locale
+        self.connected_at = home.now()
+        self.joined: dict[UUID, UUID] = {}
+        # Rooms entered by the command that is running.
+        self.entered: list[UUID] = []
+        self.number = 0
+        self.bucket = Bucket(options.events_burst, options.events_burst / options.events_per_s)
+        self.flood = Flood(options.events_burst)
+        self._home = home
+        self._options = options
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def user(self) -> tuple[UUID, str]:
+        return self.actor.tenant_id, self.actor.user_id
+
+    @property
+    def rooms(self) -> Mapping[UUID, UUID]:
+        """call_id → participant_id."""
+        return MappingProxyType(self.joined)
+
+    async def enter(self, call_id: UUID, participant_id: UUID) -> None:
+        await self._home.enter(self, call_id, participant_id)
+
+    def seen(self, call_id: UUID, position: Position) -> None:
+        self._home.seen(self, call_id, position)
+
+    async def exit(self, call_id: UUID) -> None:
+        await self._home.exit(self, call_id)
+
+    def refresh(self, actor: Actor) -> None:
+        """Go on under a new token. The caller has checked that it is the same user."""
+        self.actor = actor
+        self.watch_expiry()
+
+    def send(self, name: str, payload: Any) -> None:
+        self.socket.write(self.socket.codec.event(name, payload))
+
+    def close(
+        self, code: str, message: str, *, reconnect: bool, retry_after_ms: int | None = None, notice: bytes = b""
+    ) -> None:
+        """End it. Stock clients come back after a WebSocket close, and stay away after a Socket.IO disconnect."""
+        codec = self.socket.codec
+        closing: dict[str, Any] = {"code": code, "message": message, "reconnect": reconnect}
+        if retry_after_ms is not None:
+            closing["retry_after_ms"] = retry_after_ms
+        last = notice + codec.event("session:closing", closing)
+        if reconnect:
+            self.socket.close(frames.RESTART, last)
+        else:
+            self.socket.close(frames.NORMAL, last + codec.disconnect())
+
+    def watch_expiry(self) -> None:
+        """Warn before the token ends, then end the session."""
+        self.forget_expiry()
+        left_s = (self.actor.expires_at - self._home.now()).total_seconds()
+        loop = asyncio.get_running_loop()
+        if left_s > self._options.expiring_s:
+            self._timer = loop.call_later(left_s - self._options.expiring_s, self._expiring)
+        else:
+            # Connected with a token that is about to end: the warning is `token_expires_at` itself.
+            self._timer = loop.call_later(max(0.0, left_s), self._expired)
+
+    def forget_expiry(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _expiring(self) -> None:
+        self.send("session:expiring", {"expires_at": self.actor.expires_at.astimezone(UTC)})
+        left_s = (self.actor.expires_at - self._home.now()).total_seconds()
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, left_s), self._expired)
+
+    def _expired(self) -> None:
+        self.close("token_expired", "the token has ended", reconnect=False)
