@@ -116,7 +116,8 @@ class Tokens:
         except jwt.ExpiredSignatureError:
             VERIFIED.labels(kind, "expired").inc()
             raise TokenExpired("the token has expired") from None
-        except (jwt.PyJWTError, ValueError, TypeError, OverflowError) as error:
+        except (jwt.PyJWTError, ValueError, TypeError, LookupError, OverflowError, OSError) as error:
+            # The last two: an `exp` beyond what a date can say.
             raise _refused(kind, "refused") from error
         VERIFIED.labels(kind, "ok").inc()
         return actor

@@ -8,22 +8,17 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 from aiohttp import hdrs, web
 
 from hub.transport import reference
 
 
-def setup(
-    app: web.Application,
-    *,
-    openapi: dict[str, Any],
-    asyncapi: dict[str, Any],
-    encode: Callable[[dict[str, Any]], bytes],
-) -> None:
-    """Serve both documents, encoded by `encode`, and the page made of them."""
+def setup(app: web.Application, openapi: dict[str, Any], asyncapi: dict[str, Any]) -> None:
+    """Serve both documents and the page made of them."""
     page = reference.page(openapi, asyncapi).encode()
-    app.router.add_get("/openapi.json", _constant(encode(openapi), "application/json"))
-    app.router.add_get("/asyncapi.json", _constant(encode(asyncapi), "application/json"))
+    app.router.add_get("/openapi.json", _constant(msgspec.json.encode(openapi), "application/json"))
+    app.router.add_get("/asyncapi.json", _constant(msgspec.json.encode(asyncapi), "application/json"))
     app.router.add_get("/docs", _constant(page, "text/html", policy=_policy()))
 
 

@@ -143,10 +143,16 @@ def _key(entry: Any) -> Key | None:
     """None for what must not verify a user token: symmetric keys, encryption keys, odd curves, short moduli."""
     if not isinstance(entry, dict) or entry.get("use", "sig") != "sig":
         return None
-    algorithm = {("RSA", None): "RS256", ("EC", "P-256"): "ES256", ("OKP", "Ed25519"): "EdDSA"}.get(
-        (entry.get("kty"), entry.get("crv"))  # type: ignore[arg-type]  # whatever JSON holds: not found, not wrong
-    )
-    if algorithm is None or entry.get("alg", algorithm) != algorithm:
+    match entry.get("kty"), entry.get("crv"):
+        case "RSA", None:
+            algorithm = "RS256"
+        case "EC", "P-256":
+            algorithm = "ES256"
+        case "OKP", "Ed25519":
+            algorithm = "EdDSA"
+        case _:
+            return None
+    if entry.get("alg", algorithm) != algorithm:
         return None
     kid = entry.get("kid")
     try:
