@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import zip_longest
 from typing import Literal
 from uuid import UUID
 
@@ -203,7 +204,7 @@ def _in_order(facts: CallFacts) -> list[Incarnation]:
 def _lives(facts: CallFacts, rooms: Sequence[Incarnation]) -> list[Life]:
     """Every session whose media was up, with its end: its own, or its room's."""
     ends: dict[str, Closing] = {}
-    for room, newer in zip(rooms, [*rooms[1:], None], strict=True):
+    for room, newer in zip_longest(rooms, rooms[1:]):
         if room.final and room.finished_at is not None:
             ends[room.room_sid] = Closing(
                 room.finished_at, SERVER_SHUTDOWN if _shut_down(facts, room) else ROOM_FINISHED
