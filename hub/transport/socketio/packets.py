@@ -48,9 +48,7 @@ class Packets:
         self._home = home
         self.json = Json(options.nesting, options.attachments)
         self.msgpack = Msgpack(options.nesting)
-        self._takes_bytes = frozenset(
-            command.name for command in dispatcher.commands if bytes in _types(command.message)
-        )
+        self._takes_bytes = frozenset(command.name for command in dispatcher.commands if _has_bytes(command.message))
 
     async def text(self, socket: Socket, data: bytes) -> None:
         kind = data[:1]
@@ -196,10 +194,16 @@ class Packets:
         return False
 
 
-def _types(message: type[Any]) -> frozenset[Any]:
-    """The types that a message's fields may have, at its top level."""
-    return frozenset(
-        bytes if isinstance(kind, msgspec.inspect.BytesType) else kind
-        for field in msgspec.inspect.type_info(message).fields  # type: ignore[attr-defined]
-        for kind in (field.type.types if isinstance(field.type, msgspec.inspect.UnionType) else (field.type,))
-    )
+def _has_bytes(message: type[Any]) -> bool:
+    """A field of the message, at its top level, may hold bytes."""
+    information = msgspec.inspect.type_info(message)
+    assert isinstance(information, msgspec.inspect.StructType)
+    return any(_may_be_bytes(field.type) for field in information.fields)
+
+
+def _may_be_bytes(kind: msgspec.inspect.Type) -> bool:
+    if isinstance(kind, msgspec.inspect.Metadata):
+        return _may_be_bytes(kind.type)
+    if isinstance(kind, msgspec.inspect.UnionType):
+        return any(map(_may_be_bytes, kind.types))
+    return isinstance(kind, msgspec.inspect.BytesType)
