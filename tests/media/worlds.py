@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -33,8 +34,8 @@ class Person(Protocol):
         """Wait until the server put them out; LiveKit's reason."""
         ...
 
-    async def data(self) -> str:
-        """Wait for the first data message."""
+    async def hears(self, text: str) -> None:
+        """Wait for this data message."""
         ...
 
     def heard(self) -> list[str]:
@@ -75,9 +76,11 @@ class World:
         )
         return token
 
-    async def event(self, name: str, wanted: Callable[[WebhookEvent], bool] = lambda _: True) -> WebhookEvent:
-        """The first such webhook of this test's room, come or to come."""
-        async with asyncio.timeout(15):
+    async def event(
+        self, name: str, wanted: Callable[[WebhookEvent], bool] = lambda _: True, *, timeout_s: float = 15
+    ) -> WebhookEvent:
+        """The first such webhook of this test's room, past or to come."""
+        async with asyncio.timeout(timeout_s):
             while True:
                 for event in self.events:
                     if event.event == name and event.room_name == self.room and wanted(event):
@@ -141,8 +144,8 @@ class _Pretended:
                 return models.DisconnectReason.Name(who.disconnect_reason)
         raise AssertionError(f"{self._identity} is still there")
 
-    async def data(self) -> str:
-        return self.heard()[0]
+    async def hears(self, text: str) -> None:
+        assert text in self.heard()
 
     def heard(self) -> list[str]:
         return [data.decode() for data in self._fake.received(self._room, self._identity)]
@@ -203,14 +206,28 @@ class _Real:
     async def gone(self) -> str:
         return str((await self._client.wait_for("disconnected"))["reason"])
 
-    async def data(self) -> str:
-        return str((await self._client.wait_for("data"))["data"])
+    async def hears(self, text: str) -> None:
+        await self._client.wait_for("data", data=text)
 
     def heard(self) -> list[str]:
         return [seen["data"] for seen in self._client.events if seen["event"] == "data"]
 
     async def subscribed(self, track_sid: str) -> None:
         await self._client.wait_for("track_subscribed", track_sid=track_sid)
+        before = self._frames()
+        async with asyncio.timeout(15):
+            while self._frames() == before:  # noqa: ASYNC110  # they are counted in another process
+                await asyncio.sleep(0.1)
 
     async def unsubscribed(self, track_sid: str) -> None:
-        await self._client.wait_for("track_unsubscribed", track_sid=track_sid)
+        """The library does not tell; but no media comes any more."""
+        async with asyncio.timeout(15):
+            seen, since = self._frames(), time.monotonic()
+            while time.monotonic() - since < 1.5:
+                await asyncio.sleep(0.1)
+                if self._frames() != seen:
+                    seen, since = self._frames(), time.monotonic()
+
+    def _frames(self) -> int:
+        """How often the client said that media came; it does so every half second in which some did."""
+        return sum(seen["event"] == "frames" for seen in self._client.events)
