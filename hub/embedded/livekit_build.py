@@ -166,11 +166,12 @@ def _go(work: Path, progress: Progress) -> Path:
             [*command, *wanted], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise EmbeddedError(
-            f"LiveKit {VERSION} needs Go to be built, and fetching it takes too long; {ELSE}"
-        ) from error
-    for go in place.glob("**/bin/go"):
-        go.chmod(0o755)
+        raise EmbeddedError(f"LiveKit {VERSION} needs Go to be built, but fetching it hangs; {ELSE}") from error
+    # Not `bin/go`, which is a script in Python that would have to find the package.
+    go = place / "go" / "bin" / "go"
+    if done.returncode == 0 and go.exists():
+        for tool in (go, *(place / "go" / "pkg" / "tool").glob("*/*")):
+            tool.chmod(0o755)
         return go
     why = (done.stderr or done.stdout).strip()[-400:]
     raise EmbeddedError(f"LiveKit {VERSION} needs Go to be built, and none could be installed ({why}); {ELSE}")
