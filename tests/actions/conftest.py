@@ -1,0 +1,332 @@
+"""A node without its doors: real database, real cluster over Valkey, the fake LiveKit behind the real client.
+
+`hub` is the node. People come from `hub.person(…)`; they `do` commands through the dispatcher, as the doors would run
+them, from a `socket()` of theirs or by REST.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import msgspec
+import pytest
+
+from db.pool import Database
+from hub.actions import all_commands
+from hub.actions.members import authorize
+from hub.actions.orders import conclude
+from hub.actions.settle import grace_of, settle
+from hub.cluster import Cluster
+from hub.context import Actor, Context, GuestPass, Position, RosterEntry, Rules
+from hub.dispatch import Ack, Dispatcher
+from hub.embedded import Valkey
+from hub.media.livekit import LiveKit
+from hub.policy import Permission, Role
+from hub.protocol.errors import HubError, TokenInvalid
+from hub.state.facts import FactEvent, ParticipantJoined, Source, TrackPublished
+from tests.conftest import TestDatabase
+from tests.fakes.livekit import FakeLiveKit
+
+TENANT = UUID("11111111-1111-4111-8111-111111111111")
+OTHER_TENANT = UUID("22222222-2222-4222-8222-222222222222")
+
+
+@dataclass
+class Socket:
+    """The `Session` port, hearing the real bus. `heard` is what a client would get, in order."""
+
+    hub: Node
+    actor: Actor
+    id: str = field(default_factory=lambda: uuid4().hex)
+    device_id: str | None = None
+    joined: dict[UUID, UUID] = field(default_factory=dict)
+    heard: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    positions: dict[UUID, Position] = field(default_factory=dict)
+    # What `enter` fails with, once.
+    fails: BaseException | None = None
+
+    @property
+    def rooms(self) -> Mapping[UUID, UUID]:
+        return self.joined
+
+    async def enter(self, call_id: UUID, participant_id: UUID) -> None:
+        if self.fails is not None:
+            error, self.fails = self.fails, None
+            raise error
+        await self.hub.cluster.bus.subscribe_room(call_id)
+        self.joined[call_id] = participant_id
+        entry = RosterEntry(
+            self.id, participant_id, self.actor.user_id, self.actor.tenant_id, self.hub.node_id, self.hub.incarnation
+        )
+        await self.hub.roster.enter(call_id, entry)
+
+    def seen(self, call_id: UUID, position: Position) -> None:
+        self.positions[call_id] = position
+
+    async def exit(self, call_id: UUID) -> None:
+        if self.joined.pop(call_id, None) is not None:
+            await self.hub.roster.leave(call_id, self.id)
+
+    def refresh(self, actor: Actor) -> None:
+        self.actor = actor
+
+    def names(self) -> list[str]:
+        return [name for name, _ in self.heard]
+
+    async def do(self, name: str, /, **fields: Any) -> Any:
+        return await self.hub.do(self.actor, name, fields, socket=self)
+
+    async def ack(self, name: str, /, **fields: Any) -> Ack:
+        return await self.hub.dispatcher.ack(self.hub.context(self.actor, self), name, _plain(fields))
+
+    async def join(self, call_id: UUID, **fields: Any) -> Any:
+        return await self.do("room:join", call_id=call_id, **fields)
+
+
+@dataclass
+class Person:
+    hub: Node
+    actor: Actor
+
+    @property
+    def id(self) -> str:
+        return self.actor.user_id
+
+    def socket(self, device_id: str | None = None) -> Socket:
+        socket = Socket(self.hub, self.actor, device_id=device_id)
+        self.hub.sockets.append(socket)
+        return socket
+
+    async def do(self, name: str, /, **fields: Any) -> Any:
+        """By REST."""
+        return await self.hub.do(self.actor, name, fields)
+
+    async def refused(self, name: str, /, **fields: Any) -> str:
+        """The code of the refusal, or `ok`."""
+        try:
+            await self.do(name, **fields)
+        except HubError as error:
+            return error.code
+        return "ok"
+
+    async def room(self, **fields: Any) -> UUID:
+        created = await self.do("room:create", **{"name": "Team Standup", **fields})
+        call_id: UUID = created.call_id
+        return call_id
+
+
+class _Reconciler:
+    def __init__(self) -> None:
+        self.asked: list[bool] = []
+
+    async def now(self, *, dry_run: bool = False) -> Mapping[str, int]:
+        self.asked.append(dry_run)
+        return {"rooms": 0, "participants": 2}
+
+
+class _Tokens:
+    """Tokens that are what they say: `<user>` is somebody, all else is refused."""
+
+    def __init__(self) -> None:
+        self.actors: dict[str, Actor] = {}
+
+    async def verify(self, token: str) -> Actor:
+        if token not in self.actors:
+            raise TokenInvalid()
+        return self.actors[token]
+
+
+class Node:
+    """`hub.context.Hub`, and the bus' listener."""
+
+    def __init__(self, db: Database, cluster: Cluster, media: LiveKit, livekit: FakeLiveKit, admin_dsn: str) -> None:
+        self.db, self.cluster, self.media, self.livekit = db, cluster, media, livekit
+        self.bus, self.roster, self.limits = cluster.bus, cluster.roster, cluster.limits
+        self.nodes, self.sessions = cluster.nodes, cluster.sessions
+        self.reconcile, self.tokens = _Reconciler(), _Tokens()
+        self.rules = Rules()
+        self.ahead = timedelta()
+        self.sockets: list[Socket] = []
+        self.controls: list[dict[str, Any]] = []
+        self.admin_dsn = admin_dsn
+        self.dispatcher = Dispatcher(all_commands(), self, authorize)
+
+    @property
+    def node_id(self) -> str:
+        return self.cluster.node_id
+
+    @property
+    def incarnation(self) -> str:
+        return self.cluster.incarnation
+
+    @property
+    def clock(self) -> Callable[[], datetime]:
+        return lambda: datetime.now(UTC) + self.ahead
+
+    @property
+    def config(self) -> Callable[[], Mapping[str, Any]]:
+        return lambda: {"AURALINK_JWT_SECRET": "***", "AURALINK_REGION": "default"}
+
+    # The bus' listener
+
+    def deliver_room(
+        self, call_id: UUID, offset: int | None, epoch: str, name: str, body: bytes, skip_session: str | None
+    ) -> None:
+        for socket in self.sockets:
+            if call_id in socket.joined and socket.id != skip_session:
+                socket.heard.append((name, msgspec.json.decode(body)))
+
+    def deliver_user(self, tenant_id: UUID, user_id: str, name: str, body: bytes) -> None:
+        for socket in self.sockets:
+            if (socket.actor.tenant_id, socket.actor.user_id) == (tenant_id, user_id):
+                socket.heard.append((name, msgspec.json.decode(body)))
+
+    def control(self, message: dict[str, Any]) -> None:
+        self.controls.append(message)
+        if message["kind"] == "evict":
+            for socket in self.sockets:
+                if socket.id == message["session_id"]:
+                    socket.heard.append((message["event"], message["data"]))
+                    socket.joined.pop(UUID(message["call_id"]), None)
+
+    def resynced(self, call_id: UUID) -> None: ...
+
+    def degraded(self, on: bool) -> None: ...
+
+    # What tests do
+
+    def person(
+        self,
+        user_id: str,
+        *,
+        tenant: UUID = TENANT,
+        admin: bool = False,
+        guest_of: UUID | None = None,
+        role: Role = "participant",
+        denied: Sequence[Permission] = (),
+    ) -> Person:
+        actor = Actor(
+            tenant_id=tenant,
+            user_id=user_id,
+            role="guest" if guest_of else "authenticated",
+            expires_at=datetime.now(UTC) + timedelta(hours=1),
+            display_name=user_id.title(),
+            hub_role="admin" if admin else None,
+            guest=GuestPass(guest_of, role, tuple(denied)) if guest_of else None,
+        )
+        return Person(self, actor)
+
+    def context(self, actor: Actor, socket: Socket | None = None) -> Context:
+        return Context(
+            hub=self,
+            actor=actor,
+            request_id=uuid4().hex,
+            session=socket,
+            device_id=socket.device_id if socket else None,
+        )
+
+    async def do(
+        self,
+        actor: Actor,
+        name: str,
+        fields: Mapping[str, Any],
+        *,
+        socket: Socket | None = None,
+        if_match: str | None = None,
+    ) -> Any:
+        command = self.dispatcher.commands.get(name)
+        assert command is not None, name
+        ctx = self.context(actor, socket)
+        ctx.if_match = if_match
+        answer = await self.dispatcher.run(ctx, command, _plain(fields), door="socket" if socket else "rest")
+        return answer.data
+
+    async def news(self, call_id: UUID, *news: FactEvent, tenant: UUID = TENANT) -> None:
+        """What a webhook would have told."""
+        async with self.db.tenant(tenant) as tx:
+            settled = await settle(tx, call_id, self.clock(), fold=news, grace=grace_of(self.rules))
+        await conclude(self, settled)
+
+    async def connects(self, call_id: UUID, identity: str, *, tenant: UUID = TENANT, token: str | None = None) -> str:
+        """That client's media comes up; its sid in LiveKit."""
+        room_name = await self.value("SELECT livekit_room_name FROM calls WHERE id = $1", call_id)
+        part_sid = self.livekit.join(room_name, identity, token=token)
+        now = self.clock()
+        await self.news(
+            call_id,
+            ParticipantJoined(
+                at=now,
+                known_at=now,
+                room_sid=self.livekit.rooms[room_name].info.sid,
+                part_sid=part_sid,
+                identity=identity,
+                joined_at=now,
+                countable=True,
+            ),
+            tenant=tenant,
+        )
+        return part_sid
+
+    async def publishes(self, call_id: UUID, identity: str, source: Source, *, tenant: UUID = TENANT) -> str:
+        """That client, connected before, publishes; the sid of the track."""
+        room_name = await self.value("SELECT livekit_room_name FROM calls WHERE id = $1", call_id)
+        track_sid = self.livekit.publish(room_name, identity, source)
+        room, now = self.livekit.rooms[room_name], self.clock()
+        await self.news(
+            call_id,
+            TrackPublished(
+                at=now,
+                known_at=now,
+                room_sid=room.info.sid,
+                part_sid=room.participants[identity].info.sid,
+                identity=identity,
+                track_sid=track_sid,
+                source=source,
+            ),
+            tenant=tenant,
+        )
+        return track_sid
+
+    async def rows(self, sql: str, *values: Any) -> list[Any]:
+        """Straight from the database, past row level security."""
+        connection = await asyncpg.connect(self.admin_dsn)
+        try:
+            return await connection.fetch(sql, *values)
+        finally:
+            await connection.close()
+
+    async def value(self, sql: str, *values: Any) -> Any:
+        rows = await self.rows(sql, *values)
+        return rows[0][0] if rows else None
+
+
+def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """As it comes off the wire."""
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(fields))
+    return plain
+
+
+@pytest.fixture
+async def livekit() -> AsyncIterator[FakeLiveKit]:
+    async with FakeLiveKit() as fake:
+        yield fake
+
+
+@pytest.fixture
+async def hub(database: TestDatabase, valkey: Valkey, env_name: str, livekit: FakeLiveKit) -> AsyncIterator[Node]:
+    async with AsyncExitStack() as stack:
+        db = await Database.open(database.app_dsn, max_size=12)
+        stack.push_async_callback(db.close)
+        cluster = await stack.enter_async_context(
+            Cluster.open(valkey.url, env=env_name, secret=b"a secret of the tests, long enough to be one")
+        )
+        media = await stack.enter_async_context(LiveKit({"default": livekit.server}))
+        node = Node(db, cluster, media, livekit, database.admin_dsn)
+        cluster.bus.listen(node)
+        yield node
