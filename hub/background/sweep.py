@@ -143,7 +143,7 @@ class Sweep:
             await asyncio.sleep(self._probe_s)
 
     async def once(self, *, dry_run: bool = False) -> SweepReport:
-        """Compare every open call now; with `dry_run` nothing is changed, told or ordered. Raises DatabaseUnavailable."""
+        """Compare every open call now; `dry_run` changes, tells and orders nothing. Raises DatabaseUnavailable."""
         async with self._turn:
             return await self._compare(await self._list(), None, dry_run=dry_run)
 
