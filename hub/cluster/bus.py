@@ -23,7 +23,7 @@ from hub.cluster.keys import Keys
 from hub.cluster.line import Line
 from hub.cluster.link import LinkLost, ServerRefused
 from hub.cluster.nodes import Nodes
-from hub.cluster.order import Arrival, Freshness, RoomOrder
+from hub.cluster.order import CLOCKS_MS, Arrival, Freshness, RoomOrder
 from hub.cluster.redis import Door, Script
 from hub.context import Position
 from hub.protocol.errors import ClusterUnavailable
@@ -39,7 +39,6 @@ LATE_MS = 500
 # Rooms whose events were told on this node only, to be announced when Redis is back.
 _UNLOGGED_ROOMS = 10_000
 _TOLD_HERE = 10_000
-_REPAIR_ROUNDS = 3
 _REPAIRS_AT_ONCE = 200
 _RETRY_S = 0.25
 # The bus is called degraded after this long: a hiccup of Redis is no news for clients.
@@ -111,7 +110,7 @@ class _User:
 
     def __init__(self, tenant_id: UUID, user_id: str, now_ms: int) -> None:
         self.tenant_id, self.user_id = tenant_id, user_id
-        self.fresh = Freshness(now_ms - 1000)
+        self.fresh = Freshness(now_ms - CLOCKS_MS)
 
 
 class Bus:
@@ -146,7 +145,11 @@ class Bus:
 
     @property
     def degraded(self) -> bool:
-        return self._line.stalled or not self._nodes.alive
+        return not self._line.up or not self._publishes
+
+    @property
+    def _publishes(self) -> bool:
+        return self._line.publishes and self._nodes.alive
 
     @property
     def reconnects(self) -> int:
@@ -262,7 +265,7 @@ class Bus:
             raise
         now_ms = self._clock.now_ms()
         room.order = RoomOrder(head, entries[-1][1] if entries and entries[-1][0] == head else None, now_ms)
-        room.fleeting = Freshness(now_ms - 1000)
+        room.fleeting = Freshness(now_ms - CLOCKS_MS)
         room.opening.set_result(None)
 
     def unsubscribe_room(self, call_id: UUID) -> None:
@@ -333,7 +336,7 @@ class Bus:
 
     async def _publish(self, call_id: UUID, number: int, name: str, body: bytes, skip_session: str | None) -> Position:
         for attempt in (1, 2):
-            if self.degraded:
+            if not self._publishes:
                 raise ClusterUnavailable()
             envelope = self._envelope("recorded", number, name, body, skip_session)
             try:
@@ -415,7 +418,7 @@ class Bus:
 
     def _send(self, verb: str, channel: str, envelope: Envelope, tell_here: Any) -> None:
         """At most once and without waiting; `tell_here` where Redis cannot be had."""
-        if self.degraded:
+        if not self._publishes:
             tell_here()
             return
 
@@ -521,15 +524,25 @@ class Bus:
                 await self._announce_unlogged()
                 while self._to_repair:
                     some = [self._to_repair.popitem()[0] for _ in range(min(len(self._to_repair), _REPAIRS_AT_ONCE))]
-                    await asyncio.gather(*(self._repair(channel) for channel in some))
+                    await self._repair_some(some)
             except ClusterUnavailable:
                 await asyncio.sleep(_RETRY_S)
                 self._wake.set()
 
+    async def _repair_some(self, channels: Sequence[bytes]) -> None:
+        # All of them to their end, so that no room is ever repaired twice at a time.
+        outcomes = await asyncio.gather(*(self._repair(channel) for channel in channels), return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception) and not isinstance(outcome, ClusterUnavailable):
+                log.error("repair of a room failed", exc_info=outcome)
+        for outcome in outcomes:
+            if isinstance(outcome, ClusterUnavailable):
+                raise outcome
+
     async def _announce_unlogged(self) -> None:
         """Rooms that heard something on this node only get a new epoch, so that everybody takes a snapshot."""
         while self._unlogged:
-            if self.degraded:
+            if not self._publishes:
                 raise ClusterUnavailable()
             call_id, epoch = next(iter(self._unlogged.items()))
             await self._new_epoch(call_id, epoch)
@@ -549,32 +562,28 @@ class Bus:
 
     async def _repair(self, channel: bytes) -> None:
         room = self._rooms.get(channel)
-        if room is None or room.order is None:
-            if room is not None:
-                # Opened by now or soon: the position it starts from covers what arrived before.
-                await asyncio.wait((room.opening,), timeout=READ_S)
+        if room is None:
             return
+        # What arrived while the room was being opened may have been recorded just after its position was read.
+        await asyncio.wait((room.opening,), timeout=READ_S)
         order = room.order
+        if order is None:
+            return
         try:
-            for _ in range(_REPAIR_ROUNDS):
+            unsettled = True
+            while unsettled and self._rooms.get(channel) is room:
                 self.counters.repairs += 1
-                if not await self._read_again(room, order):
-                    return
-                if not self._replay_held(room, order):
-                    return
-            # Three times it was not in the log: nobody recorded it.
-            self.counters.replayed += len(order.release())
+                order.ask()
+                await self._read_again(room, order)
+                unsettled = self._replay_held(room, order)
         except ClusterUnavailable:
             self._to_repair[channel] = None
             raise
-        finally:
-            if channel not in self._to_repair:
-                order.repairing = False
 
-    async def _read_again(self, room: _Room, order: RoomOrder) -> bool:
+    async def _read_again(self, room: _Room, order: RoomOrder) -> None:
         head, entries = await self._read(room.call_id, order.last)
         if self._rooms.get(room.channel.encode()) is not room:
-            return False
+            return
         outcome = order.repaired(head, entries)
         if outcome.rolled_back:
             log.warning("redis lost events that were delivered", call_id=str(room.call_id))
@@ -591,22 +600,24 @@ class Bus:
                     self._listener.resynced(room.call_id)
                 except Exception:
                     log.exception("resync failed", call_id=str(room.call_id))
-        return True
 
     def _replay_held(self, room: _Room, order: RoomOrder) -> bool:
-        """Let what was held arrive again; True if some of it still does not fit. No await: nothing arrives in
-        between.
+        """Let what came during the read arrive again; True if the log has to be read once more for it.
+
+        No await here: nothing arrives in between.
         """
-        order.repairing = False
-        held_again = False
-        for head, envelope in order.release():
-            verdict = "held" if held_again else order.arrive(head, envelope, self._clock.now_ms())
+        forged, later, overflowed = order.release()
+        self.counters.replayed += forged
+        for position, (head, envelope) in enumerate(later):
+            verdict = order.arrive(head, envelope, self._clock.now_ms())
             if verdict == "deliver":
                 self._deliver(room, head.offset, head.epoch, envelope)
             elif verdict == "held":
-                held_again = True
-                order.repairing = True
-        return held_again
+                order.hold_again(later[position + 1 :])
+                return True
+        if overflowed:
+            order.repairing = True
+        return overflowed
 
     async def _read(self, call_id: UUID, start: int | str) -> tuple[Head, list[Arrival]]:
         channel = self._keys.room_channel(call_id).encode()

@@ -60,6 +60,7 @@ class Line:
         self._scripts = scripts
         self._publish: Link | None = None
         self._hear: Link | None = None
+        self._loaded = False
         # channel → sharded; what shall be subscribed, whether or not it is at this moment.
         self._wanted: dict[bytes, bool] = {}
         # One future for each SUBSCRIBE sent, in order: a quick leave and return gets the second answer, not the first.
@@ -72,13 +73,14 @@ class Line:
 
     @property
     def up(self) -> bool:
+        """Both connections serve, every wanted channel is subscribed."""
         return self._serving.is_set()
 
     @property
-    def stalled(self) -> bool:
-        """Down, or not answering now."""
+    def publishes(self) -> bool:
+        """The server takes commands now. It may do so while the subscriptions are being made again."""
         link = self._publish
-        return not self.up or link is None or not link.up or link.oldest_wait_s() > STALLED_S
+        return link is not None and link.up and self._loaded and link.oldest_wait_s() <= STALLED_S
 
     async def wait_up(self, timeout_s: float) -> bool:
         try:
@@ -182,7 +184,8 @@ class Line:
                 try:
                     await self._connect()
                 except (LinkLost, ClusterUnavailable, TimeoutError) as error:
-                    self._let_go()
+                    self.drop()
+                    self._clear_away()
                     log.warning("redis unreachable", error=str(error), retry_in_s=round(wait_s, 2))
                     await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
                     wait_s = min(wait_s * 2, BACKOFF_S[1])
@@ -192,11 +195,12 @@ class Line:
                 log.info("redis connected", channels=len(self._wanted))
                 self._ear.line_up()
                 await self._watch()
-                self._let_go()
                 self.reconnects += 1
-                log.warning("redis lost")
+                self._clear_away()
+                log.warning("redis lost", publishing=self.publishes)
         finally:
-            self._let_go()
+            self.drop()
+            self._clear_away()
 
     def drop(self) -> None:
         """Give the connections up; `run` makes new ones."""
@@ -204,10 +208,16 @@ class Line:
             if link is not None:
                 link.close()
 
-    def _let_go(self) -> None:
+    def _clear_away(self) -> None:
+        """Let go of what is dead. A connection that still publishes stays: its events are in the log, to be read
+        later.
+        """
         self._serving.clear()
-        self.drop()
-        self._publish = self._hear = None
+        if self._publish is not None and not self._publish.up:
+            self._publish, self._loaded = None, False
+        if self._hear is None or self._hear.up:
+            return
+        self._hear = None
         confirming, self._confirming = self._confirming, {}
         for waiting in confirming.values():
             for future in waiting:
@@ -218,28 +228,30 @@ class Line:
 
     async def _connect(self) -> None:
         endpoint = await self._endpoint()
-        self._publish = await connect(endpoint, timeout_s=CONNECT_S)
-        for script in self._scripts:
-            await self._load(script)
+        if self._publish is None:
+            self._publish = await connect(endpoint, timeout_s=CONNECT_S)
+            for script in self._scripts:
+                await self._load(self._publish, script)
+            self._loaded = True
+        if self._hear is not None:
+            return
         self._ticks.clear()
         self._hear = await connect(endpoint, timeout_s=CONNECT_S, on_push=self._heard)
         confirmed = self._ask(self._hear, [self._tick_channel], sharded=False)
+        asked = dict(self._wanted)
         for sharded in (True, False):
-            names = [name for name, kind in self._wanted.items() if kind is sharded]
+            names = [name for name, kind in asked.items() if kind is sharded]
             for start in range(0, len(names), _CHANNELS_PER_COMMAND):
                 confirmed += self._ask(self._hear, names[start : start + _CHANNELS_PER_COMMAND], sharded)
-        asked = set(self._wanted)
         async with asyncio.timeout(_RESUBSCRIBE_S):
             await asyncio.gather(*confirmed)
-        # Whatever was wanted in the meantime saw a line that was down: it is either refused or asked for here.
-        for name in set(self._wanted) - asked:
+        # Whatever became wanted meanwhile saw a line that was down, and was not asked for.
+        for name in self._wanted.keys() - asked.keys():
             self._ask(self._hear, [name], self._wanted[name])
 
-    async def _load(self, script: Script) -> None:
-        if self._publish is None:
-            raise LinkLost("not connected")
+    async def _load(self, link: Link, script: Script) -> None:
         try:
-            await self._publish.call("SCRIPT", "LOAD", script.text)
+            await link.call("SCRIPT", "LOAD", script.text)
         except ServerRefused as error:
             raise LinkLost(str(error)) from error
 
@@ -251,6 +263,9 @@ class Line:
             now = loop.time()
             if self._ticks and now - next(iter(self._ticks.values())) > DEAF_S:
                 log.warning("redis link is deaf", unheard_ticks=len(self._ticks))
+                self._hear.close()
+                if not self.publishes:
+                    self._publish.close()
                 return
             if now >= next_tick:
                 self._send_tick(self._publish, now)

@@ -11,6 +11,8 @@ from hub.cluster.envelope import Envelope, Head
 
 # An event of a healthy bus is milliseconds old. An older one may be real (a stalled node), or a replay: the log knows.
 FRESH_MS = 10_000
+# How far two nodes' ideas of Redis' clock may be apart: a round trip of their heartbeats.
+CLOCKS_MS = 50
 # Held while the log is being read; what does not fit is in the log as well.
 HELD = 1000
 _SENDERS = 256
@@ -58,9 +60,13 @@ class RoomOrder:
         self.last = head.offset
         # Who sent the event at `last`: tells a log that lost its end and grew again from the one we know.
         self._last_id = _identity(last)
-        # A second of slack: clocks of two nodes differ by a round trip.
-        self._fresh = Freshness(now_ms - 1000)
+        # What was stamped about now may have been recorded before, and sent again by somebody else: the log knows.
+        self._fresh = Freshness(now_ms + CLOCKS_MS)
+        if last is not None:
+            self._fresh.note(last)
         self._held: list[Arrival] = []
+        self._asked = 0
+        self._overflowed = False
         self.repairing = False
 
     def arrive(self, head: Head, envelope: Envelope, now_ms: int) -> Verdict:
@@ -71,9 +77,18 @@ class RoomOrder:
         if in_turn and not self.repairing and self._fresh.new(envelope, now_ms):
             self._advance(head, envelope)
             return "deliver"
+        self.repairing = True
         if len(self._held) < HELD:
             self._held.append((head, envelope))
+        else:
+            self._overflowed = True
         return "held"
+
+    def ask(self) -> None:
+        """The log is going to be read now: what is held so far must be in it, if it was recorded at all."""
+        self.repairing = True
+        self._asked = len(self._held)
+        self._overflowed = False
 
     def repaired(self, head: Head, entries: Sequence[Arrival]) -> Repaired:
         """Take the log as read: where it stands, and its entries from `last` on, that one included if it is there."""
@@ -91,10 +106,17 @@ class RoomOrder:
             self._advance(at, envelope)
         return Repaired(deliver=missed)
 
-    def release(self) -> list[Arrival]:
-        """What was held, to let it arrive again after a repair."""
-        held, self._held = self._held, []
-        return held
+    def release(self) -> tuple[int, list[Arrival], bool]:
+        """After `repaired`: how many of those held before `ask` nobody recorded, those that came later, to let them
+        arrive again, and whether more came later than could be held.
+        """
+        before, later = self._held[: self._asked], self._held[self._asked :]
+        forged = sum(head.epoch == self.epoch and head.offset > self.last for head, _ in before)
+        self._held, self._asked, self.repairing = [], 0, False
+        return forged, later, self._overflowed
+
+    def hold_again(self, arrivals: list[Arrival]) -> None:
+        self._held += arrivals
 
     def heard(self, envelope: Envelope) -> bool:
         return self._fresh._numbers.get(envelope.incarnation, -1) >= envelope.number

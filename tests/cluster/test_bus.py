@@ -23,6 +23,9 @@ async def test_every_node_hears_two_senders_in_the_same_order_without_gaps(open_
     call_id = uuid4()
     await asyncio.gather(a.bus.subscribe_room(call_id), b.bus.subscribe_room(call_id))
 
+    # What is stamped about the moment of the subscription is looked up in the log.
+    await asyncio.sleep(0.1)
+
     async def talk(node: Cluster, who: str) -> None:
         for start in range(0, 300, 10):
             await asyncio.gather(
