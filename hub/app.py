@@ -6,10 +6,10 @@ import asyncio
 import gc
 import hashlib
 import hmac
-import importlib.metadata
 import signal
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
@@ -21,22 +21,26 @@ from aiohttp import web
 from db import migrate, posture
 from db.errors import DatabaseUnavailable
 from db.pool import Database
-from hub import contract, metrics
+from hub import __version__, contract, metrics
 from hub.actions import all_commands
 from hub.actions.members import authorize
-from hub.background.due import Due
+from hub.background.due import Due, LostSockets
 from hub.background.inbox import Inbox
 from hub.background.sweep import Sweep
 from hub.background.tidy import Tidy
 from hub.cluster import Cluster
+from hub.cluster.lock import Leadership
+from hub.cluster.sessions import SessionInfo, Sessions
 from hub.context import Rules
 from hub.dispatch import Dispatcher
 from hub.media.livekit import LiveKit
 from hub.media.values import Server
+from hub.media.webhooks import parse
 from hub.settings import Address, Settings
 from hub.transport import docs, health, middleware, rest, webhook
 from hub.transport.auth import TokenRules, Tokens, tenant_id
 from hub.transport.socketio import Edge, EdgeOptions
+from hub.transport.socketio.session import Session
 
 log = structlog.get_logger("hub.app")
 
@@ -64,9 +68,16 @@ class Node:
         self.bus = cluster.bus
         self.roster = cluster.roster
         self.limits = cluster.limits
+        self.nodes = cluster.nodes
+        self.sessions = cluster.sessions
         self.rules = make_rules(settings)
-        self.started_at = self.clock()
+        self.sweep = Sweep(self, _Leader(cluster, "sweep"), regions=self.rules.regions, every_s=settings.sweep_s)
+        self.reconcile = _Reconciler(self.sweep)
         self.draining = False
+
+    def config(self) -> dict[str, Any]:
+        """Every setting as it is in force, secrets hidden."""
+        return self.settings.redacted()
 
     @property
     def node_id(self) -> str:
@@ -79,6 +90,61 @@ class Node:
     @staticmethod
     def clock() -> datetime:
         return datetime.now(UTC)
+
+
+class _Leader:
+    """Whether this node is the one that does a thing, for the sweep's question."""
+
+    def __init__(self, cluster: Cluster, name: str) -> None:
+        self._cluster = cluster
+        self._name = name
+        self._led: Leadership | None = None
+
+    async def leads(self) -> bool:
+        """Raises ClusterUnavailable."""
+        if self._led is None or not self._led.held:
+            self._led = await self._cluster.lock.acquire(self._name)
+        return self._led is not None
+
+
+class _Reconciler:
+    """The sweep as operators ask for it: now, and what it set right as numbers."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self._sweep = sweep
+
+    async def now(self, *, dry_run: bool = False) -> dict[str, int]:
+        report = await self._sweep.once(dry_run=dry_run)
+        counts = Counter(correction.kind for correction in report.corrections)
+        return {
+            "calls": report.calls,
+            "rooms": report.rooms,
+            "skipped": report.skipped,
+            "unreachable_regions": len(report.unreachable),
+            **counts,
+        }
+
+
+class _SessionRegister:
+    """The sessions of this node in the list that operators see."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+
+    def opened(self, session: Session) -> None:
+        self._sessions.opened(
+            SessionInfo(
+                session_id=session.id,
+                tenant_id=session.actor.tenant_id,
+                user_id=session.actor.user_id,
+                connected_at=session.connected_at,
+                client=session.client,
+                device_id=session.device_id,
+            )
+        )
+
+    def closed(self, session_id: str) -> None:
+        self._sessions.closed(session_id)
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -123,11 +189,15 @@ async def _serving(node: Node) -> AsyncIterator[None]:
     """Open the doors and run the loops; on the way out, drain."""
     settings = node.settings
     dispatcher = Dispatcher(all_commands(), node, authorize)
-    edge = Edge(dispatcher, node, make_edge_options(node))
+    edge = Edge(
+        dispatcher=dispatcher,
+        hub=node,
+        subscriptions=node.bus,
+        register=_SessionRegister(node.sessions),
+        options=make_edge_options(settings),
+    )
     node.bus.listen(edge)
-    inbox = Inbox(node)
-    sweep = Sweep(node)
-    node.reconcile = sweep
+    inbox = Inbox(node, parse)
     checks = health.Checks(
         required={"database": node.db.ping, "redis": node.cluster.ping},
         optional={"livekit": node.media.ping},
@@ -136,11 +206,19 @@ async def _serving(node: Node) -> AsyncIterator[None]:
     public = web.Application()
     middleware.setup(public, origins=settings.origins, https=settings.public_url.startswith("https"))
     rest.setup(public, dispatcher, node)
-    webhook.setup(public, verify=node.media.verify_webhook, db=node.db, wake=inbox.wake)
+    webhook.setup(public, verify=node.media.verify_webhook, db=node.db, wake=inbox.wake.set)
     health.setup(public, checks)
     docs.setup(public, contract.openapi(dispatcher.commands), contract.asyncapi(dispatcher.commands))
     edge.attach(public)
-    works = [inbox.run(), sweep.run(), Due(node).run(), Tidy(node.db, node.clock).run(), edge.run(), _watch_loop()]
+    works = [
+        edge.run(),
+        inbox.run(),
+        node.sweep.run(),
+        Due(node).run(),
+        LostSockets(node, node.roster).run(),
+        Tidy(node.db, node.clock).run(),
+        _watch_loop(),
+    ]
     if node.tokens.keys is not None:
         works.append(node.tokens.keys.run())
     # A loop that fails ends the node: half a hub is worse than a restart.
@@ -249,7 +327,7 @@ def make_cluster(settings: Settings) -> Cluster:
         secret=_cluster_secret(settings),
         node_id=settings.node_id,
         region=settings.region,
-        version=importlib.metadata.version("auralink-hub"),
+        version=__version__,
     )
 
 
@@ -284,13 +362,12 @@ def make_rules(settings: Settings) -> Rules:
     )
 
 
-def make_edge_options(node: Node) -> EdgeOptions:
-    settings = node.settings
+def make_edge_options(settings: Settings) -> EdgeOptions:
     return EdgeOptions(
         origins=settings.origins,
         trusted_proxies=settings.trusted_proxies,
         region=settings.region,
-        version=importlib.metadata.version("auralink-hub"),
+        version=__version__,
         max_connections=settings.max_connections,
         max_connections_per_user=settings.max_connections_per_user,
         max_connections_per_address=settings.max_connections_per_address,

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger("hub.inbox")
 
 PROCESSED = metrics.counter("webhooks_processed", "LiveKit's webhooks by event and result", "event", "result")
-LAG = metrics.histogram("webhook_lag", "Time from storing a webhook to its effect")
+LAG = metrics.histogram("webhook_effect", "Time from storing a webhook to its effect")
 
 _BATCH = 200
 # A worker that dies holds up its rooms for this long.

@@ -9,13 +9,13 @@ from typing import Annotated, Literal
 
 import cyclopts
 
-from hub import settings
+from hub import __version__, settings
 from hub.cli import environment
 from hub.cli.output import FAILURE, OK, emit_json, note, say
 
 
 def version_text() -> str:
-    return importlib.metadata.version("auralink-hub")
+    return __version__
 
 
 def add_to(app: cyclopts.App) -> None:

@@ -95,8 +95,7 @@ def _owner_url() -> str:
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
-    from db.errors import DatabaseUnavailable
-    from db.migrate import MigrationError
+    from db.errors import DatabaseUnavailable, MigrationError
 
     try:
         return asyncio.run(work)

@@ -9,8 +9,8 @@ import asyncio
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
 
 import structlog
 from aiohttp import hdrs, web
@@ -32,7 +32,7 @@ COMMAND: Final = web.RequestKey("command", Command)
 
 # How `app.py` has to start its AppRunner. A client that goes away cancels what it asked for, and a socket that sends
 # no whole request head in 20 s is closed.
-RUNNER: Final = {"handler_cancellation": True, "keepalive_timeout": 20.0, "access_log": None}
+RUNNER: Final[Mapping[str, Any]] = {"handler_cancellation": True, "keepalive_timeout": 20.0, "access_log": None}
 
 BODY_BYTES: Final = 64 * 1024
 # 64 KiB at 6.5 KiB/s; who is slower keeps a handler busy on purpose.

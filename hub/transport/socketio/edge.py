@@ -57,11 +57,24 @@ class Subscriptions(Protocol):
     def unsubscribe_user(self, tenant_id: UUID, user_id: str) -> None: ...
 
 
+class Register(Protocol):
+    """Where operators of all nodes see which sessions there are."""
+
+    def opened(self, session: Session) -> None: ...
+    def closed(self, session_id: str) -> None: ...
+
+
 class Edge:
     """`attach` it to an application, `run` it in a TaskGroup, let the bus `listen` to it, `drain` it at the end."""
 
     def __init__(
-        self, *, dispatcher: Dispatcher, hub: Hub, subscriptions: Subscriptions, options: EdgeOptions | None = None
+        self,
+        *,
+        dispatcher: Dispatcher,
+        hub: Hub,
+        subscriptions: Subscriptions,
+        register: Register | None = None,
+        options: EdgeOptions | None = None,
     ) -> None:
         self.options = options or EdgeOptions()
         self.draining = False
@@ -69,6 +82,7 @@ class Edge:
         self.server = Server()
         self._hub = hub
         self._subscriptions = subscriptions
+        self._register_of_all = register
         self._proxies = networks(self.options.trusted_proxies)
         self._admission = Admission(self.options)
         self._heartbeat = Heartbeat(self.options.ping_ticks, self.options.pong_ticks)
@@ -344,6 +358,8 @@ class Edge:
         session.forget_expiry()
         SESSIONS.dec()
         del self._sessions[session.id]
+        if self._register_of_all is not None:
+            self._register_of_all.closed(session.id)
         self._admission.leave(session.user)
         mates = self._users[session.user]
         del mates[session]
@@ -365,6 +381,8 @@ class Edge:
         mates[session] = None
         if len(mates) == 1:
             self._chores.add(lambda: self._hear_user(session.user))
+        if self._register_of_all is not None:
+            self._register_of_all.opened(session)
         SESSIONS.inc()
         CONNECTS.labels("ok").inc()
         session.watch_expiry()
