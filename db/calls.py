@@ -201,8 +201,10 @@ PAGE_OF_USER = f"""
 WITH mine AS (
     (SELECT c.id FROM calls c
      WHERE c.owner_id = $1
-       AND (c.created_at, c.id) < (coalesce($2, 'infinity'), coalesce($3, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
-       AND c.created_at >= coalesce($4, '-infinity') AND c.created_at < coalesce($5, 'infinity')
+       AND (c.created_at, c.id)
+           < (coalesce($2, 'infinity'::timestamptz), coalesce($3, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+       AND c.created_at >= coalesce($4, '-infinity'::timestamptz)
+       AND c.created_at < coalesce($5, 'infinity'::timestamptz)
        AND ($6::text IS NULL OR c.status = $6)
        AND ($7::text IS NULL OR c.call_type = $7)
        AND ($8::text IS NULL OR position(lower($8) IN lower(c.name)) > 0)
@@ -212,8 +214,9 @@ WITH mine AS (
      FROM call_participants p JOIN calls c ON c.tenant_id = p.tenant_id AND c.id = p.call_id
      WHERE p.user_id = $1
        AND (p.call_created_at, p.call_id)
-           < (coalesce($2, 'infinity'), coalesce($3, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
-       AND p.call_created_at >= coalesce($4, '-infinity') AND p.call_created_at < coalesce($5, 'infinity')
+           < (coalesce($2, 'infinity'::timestamptz), coalesce($3, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+       AND p.call_created_at >= coalesce($4, '-infinity'::timestamptz)
+       AND p.call_created_at < coalesce($5, 'infinity'::timestamptz)
        AND ($6::text IS NULL OR c.status = $6)
        AND ($7::text IS NULL OR c.call_type = $7)
        AND ($8::text IS NULL OR position(lower($8) IN lower(c.name)) > 0)
@@ -222,8 +225,9 @@ SELECT {COLUMNS} FROM calls WHERE id IN (SELECT id FROM mine) ORDER BY created_a
 """
 PAGE_OF_TENANT = f"""
 SELECT {COLUMNS} FROM calls c
-WHERE (c.created_at, c.id) < (coalesce($1, 'infinity'), coalesce($2, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
-  AND c.created_at >= coalesce($3, '-infinity') AND c.created_at < coalesce($4, 'infinity')
+WHERE (c.created_at, c.id)
+      < (coalesce($1, 'infinity'::timestamptz), coalesce($2, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+  AND c.created_at >= coalesce($3, '-infinity'::timestamptz) AND c.created_at < coalesce($4, 'infinity'::timestamptz)
   AND ($5::text IS NULL OR c.status = $5)
   AND ($6::text IS NULL OR c.call_type = $6)
   AND ($7::text IS NULL OR position(lower($7) IN lower(c.name)) > 0)

@@ -130,7 +130,8 @@ async def in_call(tx: Transaction, call_id: UUID) -> list[Participant]:
 PAGE = f"""
 SELECT {COLUMNS} FROM call_participants
 WHERE call_id = $1
-  AND (created_at, id) < (coalesce($2, 'infinity'), coalesce($3, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+  AND (created_at, id)
+      < (coalesce($2, 'infinity'::timestamptz), coalesce($3, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
   AND ($4::text IS NULL OR status = $4)
 ORDER BY created_at DESC, id DESC LIMIT $5
 """

@@ -6,6 +6,7 @@ them, from a `socket()` of theirs or by REST.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -304,6 +305,13 @@ class Node:
     async def value(self, sql: str, *values: Any) -> Any:
         rows = await self.rows(sql, *values)
         return rows[0][0] if rows else None
+
+
+async def eventually(claim: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    """Until it is so; fails when it never is."""
+    async with asyncio.timeout(timeout_s):
+        while not claim():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0.01)
 
 
 def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:
