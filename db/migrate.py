@@ -21,7 +21,7 @@ from typing import Literal
 import asyncpg
 import msgspec
 
-from db.errors import MigrationError
+from db.errors import MigrationError as MigrationError
 from db.pool import Transaction
 
 FILES = Path(__file__).parent / "migrations"
@@ -106,7 +106,7 @@ async def up(
     `lock_wait_s` is the patience for another runner, `lock_timeout_s` that for a table which somebody is using:
     waiting longer would hold up everybody behind us.
     """
-    migrations = read(directory)
+    migrations = await asyncio.to_thread(read, directory)
     async with _connected(dsn) as connection:
         await _take_lock(connection, lock_wait_s)
         await connection.execute(_LEDGER)
@@ -126,7 +126,7 @@ async def up(
 async def status(dsn: str, *, directory: Path = FILES) -> list[Status]:
     """What became of each migration, in order. Any role may ask."""
     async with _connected(dsn) as connection:
-        return _compare(read(directory), await _read_applied(connection))
+        return _compare(await asyncio.to_thread(read, directory), await _read_applied(connection))
 
 
 async def check(dsn: str, *, directory: Path = FILES) -> list[str]:
@@ -137,7 +137,7 @@ async def check(dsn: str, *, directory: Path = FILES) -> list[str]:
 
 async def problems(tx: Transaction, *, directory: Path = FILES) -> list[str]:
     """`check` on a connection that is already there."""
-    found = _compare(read(directory), await _read_applied(tx))
+    found = _compare(await asyncio.to_thread(read, directory), await _read_applied(tx))
     return [f"{entry.name}: {entry.state}" for entry in found if entry.state != "applied"]
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 import pytest_asyncio
+from blockbuster import blockbuster_ctx
 
 from hub.embedded import EmbeddedError, LiveKit, Postgres, Valkey, free_port, livekit_binary
 
@@ -52,6 +53,16 @@ class TestDatabase:
     owner_dsn: str
     app_dsn: str
     admin_dsn: str
+
+
+@pytest.fixture(autouse=True)
+def nothing_blocks_the_loop() -> Iterator[None]:
+    """A blocking call of the hub's own on the event loop is an error; tests and their servers may block it."""
+    with blockbuster_ctx(["hub", "db"], excluded_modules=["hub.embedded"]) as blockers:
+        for blocker in blockers.functions.values():
+            # For every new connection the driver looks for certificates in the home directory, which nothing prevents.
+            blocker.can_block_in("asyncpg/connect_utils.py", "_parse_connect_dsn_and_args")
+        yield
 
 
 @pytest.fixture(scope="session")

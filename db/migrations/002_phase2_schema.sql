@@ -167,7 +167,7 @@ CREATE TABLE IF NOT EXISTS files (
     detected_mime_type  text CHECK (length(detected_mime_type) <= 255),
     sha256              text CHECK (sha256 ~ '^[0-9a-f]{64}$'),
     -- Keys are made by the hub; some stores refuse anything but these characters.
-    storage_key         text NOT NULL CHECK (storage_key ~ '^[A-Za-z0-9/_.-]{1,512}$'),
+    storage_key         text NOT NULL CHECK (storage_key ~ '^[A-Za-z0-9/_.-]+$' AND length(storage_key) <= 512),
     access_level        text NOT NULL DEFAULT 'call_participants'
                         CHECK (access_level IN ('public', 'call_participants', 'private')),
     source              text NOT NULL DEFAULT 'rest' CHECK (source IN ('rest', 'presigned', 'frames', 'copy', 'recording')),
@@ -177,7 +177,7 @@ CREATE TABLE IF NOT EXISTS files (
     scan_result         text CHECK (length(scan_result) <= 500),
     scanned_at          timestamptz,
     preview_status      text NOT NULL DEFAULT 'none' CHECK (preview_status IN ('none', 'pending', 'ready', 'failed')),
-    preview_storage_key text CHECK (preview_storage_key ~ '^[A-Za-z0-9/_.-]{1,512}$'),
+    preview_storage_key text CHECK (preview_storage_key ~ '^[A-Za-z0-9/_.-]+$' AND length(preview_storage_key) <= 512),
     download_count      bigint NOT NULL DEFAULT 0 CHECK (download_count >= 0),
     metadata            jsonb NOT NULL DEFAULT '{}' CHECK (jsonb_typeof(metadata) = 'object'),
     expires_at          timestamptz,
