@@ -20,7 +20,7 @@ from livekit.protocol import models
 
 from hub.media import tokens, translate, webhooks
 from hub.media.regions import TIMEOUT_S, Observe, Region, Regions
-from hub.media.values import Grant, ParticipantInfo, RoomInfo, Server, TrackInfo, WebhookEvent
+from hub.media.values import Grant, ParticipantInfo, RoomInfo, Server, WebhookEvent
 from hub.protocol.errors import NotFound, PayloadTooLarge, ValidationFailed
 
 # Far below the 65,535 of one SCTP message, so that the envelope around it always fits.
@@ -215,9 +215,7 @@ class LiveKit:
 
     # Tracks and data
 
-    async def mute(
-        self, room: str, identity: str, track_sid: str, muted: bool, *, region: str | None = None
-    ) -> TrackInfo:
+    async def mute(self, room: str, identity: str, track_sid: str, muted: bool, *, region: str | None = None) -> None:
         """Mute or unmute one track. Its owner may undo it; unmuting raises MediaError where the server forbids it.
 
         Raises NotFound, also for an unknown track, where LiveKit says yes.
@@ -231,7 +229,6 @@ class LiveKit:
         answer = await self._regions[region].call("mute", change, room=room)
         if not answer.track.sid:
             raise NotFound("no such track")
-        return translate.track(answer.track)
 
     async def update_subscriptions(
         self, room: str, identity: str, track_sids: Sequence[str], subscribe: bool, *, region: str | None = None

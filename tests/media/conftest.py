@@ -23,7 +23,14 @@ async def fake() -> AsyncIterator[FakeLiveKit]:
 
 @pytest.fixture
 async def door(fake: FakeLiveKit) -> AsyncIterator[LiveKit]:
-    async with LiveKit({"default": fake.server}, timeout_s=0.25) as livekit:
+    async with LiveKit({"default": fake.server}) as livekit:
+        yield livekit
+
+
+@pytest.fixture
+async def hasty(fake: FakeLiveKit) -> AsyncIterator[LiveKit]:
+    """A door that waits for 0.2 s only, for tests in which the time runs out."""
+    async with LiveKit({"default": fake.server}, timeout_s=0.2) as livekit:
         yield livekit
 
 

@@ -103,7 +103,7 @@ async def test_a_frozen_server_costs_the_deadline_and_then_nothing(
                 with pytest.raises(MediaUnavailable):
                     await door.create_room("room_a_1")
                 took_s = time.monotonic() - started
-                assert 0.25 < took_s < 0.8 if index < 3 else took_s < 0.05
+                assert 0.25 < took_s < 2 if index < 3 else took_s < 0.2
         finally:
             server.thaw()
         await asyncio.sleep(1.1)
