@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, cast
@@ -435,3 +435,10 @@ async def connect(client: Raw, token: str) -> None:
     assert answer.startswith('40{"sid":'), answer
     name, client.ready = await client.event()
     assert name == "session:ready"
+
+
+async def until(true: Callable[[], bool], timeout_s: float = 3.0) -> None:
+    """Wait for something to become true. Raises TimeoutError."""
+    async with asyncio.timeout(timeout_s):
+        while not true():  # noqa: ASYNC110 - what is waited for has no event of its own
+            await asyncio.sleep(0.01)

@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from hub.context import Position
 from hub.transport.socketio import EdgeOptions
-from tests.fakes.sockets import TENANT, Closed, FakeHub, Node, Raw, connect, node, raw
+from tests.fakes.sockets import TENANT, Closed, FakeHub, Node, Raw, connect, node, raw, until
 
 
 @pytest_asyncio.fixture
@@ -123,7 +123,7 @@ async def test_connections_are_limited_per_node_address_and_user() -> None:
                         await http.ws_connect(edge.socket_url, headers={"X-Forwarded-For": "10.0.0.3"})
                     assert refused.value.status == 503 and refused.value.headers is not None
                     assert int(refused.value.headers["Retry-After"]) > 0
-        await _until(lambda: edge.edge._admission._connections == 1)
+        await until(lambda: edge.edge._admission._connections == 1)
 
 
 async def test_bad_tokens_from_one_address_are_slowed_down() -> None:
@@ -213,7 +213,7 @@ async def test_a_join_that_is_refused_leaves_nothing_behind(edge: Node) -> None:
         refused = await client.command("room:join", {"call_id": str(call_id), "fail": True, "meanwhile": 1})
         assert refused["error"]["code"] == "room_full"
         await client.silence()
-        await _until(lambda: not edge.hub.roster.entries)
+        await until(lambda: not edge.hub.roster.entries)
         assert call_id not in edge.hub.bus.rooms and not edge.edge._interest
 
 
@@ -230,10 +230,10 @@ async def test_a_lost_socket_is_interrupted_and_retried_while_the_roster_is_down
     async with raw(edge.socket_url, token="good:a") as client:
         await client.command("room:join", {"call_id": str(call_id)})
         edge.hub.roster.down = True
-    await _until(lambda: not edge.edge._sessions)
+    await until(lambda: not edge.edge._sessions)
     assert call_id not in edge.hub.bus.rooms
     edge.hub.roster.down = False
-    await _until(lambda: list(edge.hub.roster.entries.values()) == ["interrupted"])
+    await until(lambda: list(edge.hub.roster.entries.values()) == ["interrupted"])
 
 
 async def test_a_room_is_subscribed_while_somebody_is_in_it(edge: Node) -> None:
@@ -242,7 +242,7 @@ async def test_a_room_is_subscribed_while_somebody_is_in_it(edge: Node) -> None:
         await one.command("room:join", {"call_id": str(call_id)})
         async with raw(edge.socket_url, token="good:b") as two:
             await two.command("room:join", {"call_id": str(call_id)})
-        await _until(lambda: len(edge.edge._sessions) == 1)
+        await until(lambda: len(edge.edge._sessions) == 1)
         assert call_id in edge.hub.bus.rooms
         await one.command("room:leave", {"call_id": str(call_id)})
         assert call_id not in edge.hub.bus.rooms
@@ -250,7 +250,7 @@ async def test_a_room_is_subscribed_while_somebody_is_in_it(edge: Node) -> None:
 
 async def test_a_users_sessions_hear_what_is_for_them(edge: Node) -> None:
     async with raw(edge.socket_url, token="good:a") as one, raw(edge.socket_url, token="good:a") as two:
-        await _until(lambda: bool(edge.hub.bus.users))
+        await until(lambda: bool(edge.hub.bus.users))
         await edge.hub.bus.to_user(TENANT, "a", "invite:received", {"invite_id": "1"})
         for client in (one, two):
             assert await client.event() == ("invite:received", {"invite_id": "1"})
@@ -262,7 +262,7 @@ async def test_the_subscription_of_a_user_is_made_up_for_when_the_cluster_is_bac
         await asyncio.sleep(0.05)
         assert not edge.hub.bus.users
         edge.hub.bus.down = False
-        await _until(lambda: bool(edge.hub.bus.users))
+        await until(lambda: bool(edge.hub.bus.users))
 
 
 async def test_an_evicted_session_is_told_and_hears_no_more(edge: Node) -> None:
@@ -280,7 +280,7 @@ async def test_an_evicted_session_is_told_and_hears_no_more(edge: Node) -> None:
         assert await client.event() == ("room:left", {"call_id": str(call_id), "reason": "kicked", "message": ""})
         await edge.hub.bus.to_room(call_id, "test:posted", {"text": "x"})
         await client.silence()
-        await _until(lambda: not edge.hub.roster.entries)
+        await until(lambda: not edge.hub.roster.entries)
 
 
 @pytest.mark.parametrize(("reconnect", "code"), [(True, 1012), (False, 1000)])
@@ -360,11 +360,11 @@ async def test_pings_of_websocket_itself_are_answered(edge: Node) -> None:
 async def test_a_command_survives_its_client(edge: Node) -> None:
     async with raw(edge.socket_url, token="good:a") as client:
         await client.say('42["test:nap",{"seconds":0.3}]')
-        await _until(lambda: edge.hub.running == 1)
+        await until(lambda: edge.hub.running == 1)
         client.websocket._response.connection.transport.abort()  # type: ignore[union-attr]
     await asyncio.sleep(0.1)
     assert edge.hub.running == 1
-    await _until(lambda: edge.hub.running == 0)
+    await until(lambda: edge.hub.running == 0)
 
 
 async def test_huge_rooms_are_written_in_slices_and_everybody_hears_everything_in_order(edge: Node) -> None:
@@ -486,14 +486,7 @@ async def test_a_misshapen_msgpack_packet_closes(edge: Node, packet: object) -> 
         await _hear_packed(client)
         await _say_packed(client, packet)
         assert await client.closed(1) == 1002
-        await _until(lambda: not edge.edge._sessions)
-
-
-async def _until(true: object, timeout_s: float = 3.0) -> None:
-    assert callable(true)
-    async with asyncio.timeout(timeout_s):
-        while not true():
-            await asyncio.sleep(0.01)
+        await until(lambda: not edge.edge._sessions)
 
 
 async def test_the_fake_hub_serves_two_edges_apart() -> None:

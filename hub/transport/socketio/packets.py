@@ -120,11 +120,14 @@ class Packets:
         self._home.welcome(session)
 
     async def _verify(self, socket: Socket, token: str) -> Actor:
+        socket.busy = True
         try:
             return await self._hub.tokens.verify(token)
         except errors.TokenInvalid:
             self._admission.wrong(socket.address, time.monotonic())
             raise
+        finally:
+            socket.busy = False
 
     # Commands
 
