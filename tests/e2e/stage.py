@@ -115,7 +115,7 @@ class Stage:
         }
         return {
             "PATH": os.environ.get("PATH", ""),
-            "HOME": os.environ.get("HOME", "/tmp"),
+            "HOME": str(Path.home()),
             "PYTHONPATH": str(ROOT),
             "DATABASE_URL": self.database.app_dsn,
             "AURALINK_DATABASE_OWNER_URL": self.database.owner_dsn,
