@@ -36,6 +36,18 @@ class By(msgspec.Struct, frozen=True):
     user_id: str
 
 
+def _protocol_events() -> Iterator[type[Event]]:
+    """Every event that `hub.protocol` declares: some are told by no command, but by what LiveKit says."""
+    for module in pkgutil.iter_modules(protocol.__path__):
+        for value in vars(importlib.import_module(f"{protocol.__name__}.{module.name}")).values():
+            if isinstance(value, type) and issubclass(value, Event) and value is not Event:
+                yield value
+
+
+# Found when this file is read, not when a node serves: it lists a directory.
+_EVENTS: Final = tuple(_protocol_events())
+
+
 def text(document: JsonObject) -> str:
     """The document as it is served and kept in `docs/`."""
     return msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
@@ -89,7 +101,7 @@ def openapi(commands: Commands) -> JsonObject:
 def asyncapi(commands: Commands, events: Iterable[type[Event]] = ()) -> JsonObject:
     """The socket door as an AsyncAPI 3.0 document. `events`: those that neither a command nor `protocol/` names."""
     spoken = sorted((command for command in commands if command.socket), key=lambda command: command.name)
-    told = sorted({*events, *_protocol_events(), *(e for c in spoken for e in c.emits)}, key=lambda event: event.name)
+    told = sorted({*events, *_EVENTS, *(e for c in spoken for e in c.emits)}, key=lambda event: event.name)
     schemas = _components([*(c.message for c in spoken), *(c.answer for c in spoken), *told, Problem, By])
     schemas["Problem"]["properties"]["code"] = {"$ref": _ref("ErrorCode")}
     schemas["ErrorCode"] = _error_codes(lambda status: True)
@@ -441,14 +453,6 @@ def _event_message(event: type[Event], schemas: JsonObject) -> JsonObject:
         "examples": [{"payload": sample(schema, schemas)}],
         "x-recorded": event.recorded,
     }
-
-
-def _protocol_events() -> Iterator[type[Event]]:
-    """Every event that `hub.protocol` declares: some are told by no command, but by what LiveKit says."""
-    for module in pkgutil.iter_modules(protocol.__path__):
-        for value in vars(importlib.import_module(f"{protocol.__name__}.{module.name}")).values():
-            if isinstance(value, type) and issubclass(value, Event) and value is not Event:
-                yield value
 
 
 def _components(types: Iterable[Any]) -> JsonObject:

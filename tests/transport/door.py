@@ -91,7 +91,7 @@ class World:
 
     things: dict[UUID, Thing] = field(default_factory=dict)
     made: int = 0
-    cancelled: int = 0
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     seen: list[Context] = field(default_factory=list)
 
 
@@ -156,7 +156,7 @@ async def slow(ctx: Context, message: Nothing) -> None:
     try:
         await asyncio.sleep(30)
     except asyncio.CancelledError:
-        world.cancelled += 1
+        world.cancelled.set()
         raise
 
 
@@ -246,6 +246,10 @@ class Door:
         return response
 
 
+# Made once: a second's work for every test would be minutes.
+_DOCUMENTS = (contract.openapi(commands), contract.asyncapi(commands))
+
+
 @asynccontextmanager
 async def opened(
     db: Database | None = None, *, rules: TokenRules | None = None, https: bool = False
@@ -255,7 +259,7 @@ async def opened(
     app = web.Application()
     middleware.setup(app, origins=frozenset({ORIGIN}), https=https)
     rest.setup(app, Dispatcher(commands, cast("Hub", hub), _authorize), cast("Hub", hub))
-    docs.setup(app, contract.openapi(commands), contract.asyncapi(commands))
+    docs.setup(app, *_DOCUMENTS)
     server = TestServer(app)
     async with TestClient(server) as client:
         token = Tokens(TokenRules(secrets=(SECRET,))).issue("ada", display_name="Ada").token
