@@ -14,6 +14,7 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
+from hub.cluster import Cluster
 from hub.commands import Commands, Empty, Event, Rate
 from hub.context import Actor, Context, Hub, Position, RosterEntry, Rules
 from hub.dispatch import Dispatcher
@@ -178,6 +179,9 @@ class FakeBus:
         self.down = False
         self.epoch = "e1"
 
+    def listen(self, edge: Edge) -> None:
+        self.edge = edge
+
     async def to_room(
         self,
         call_id: UUID,
@@ -281,13 +285,15 @@ class FakeTokens:
 
 
 class FakeHub:
-    def __init__(self) -> None:
-        self.bus = FakeBus()
-        self.roster = FakeRoster()
+    """With a cluster, its bus and roster are the real ones."""
+
+    def __init__(self, cluster: Cluster | None = None) -> None:
+        self.bus = cast(FakeBus, cluster.bus) if cluster else FakeBus()
+        self.roster = cast(FakeRoster, cluster.roster) if cluster else FakeRoster()
         self.tokens = FakeTokens()
         self.rules = Rules()
-        self.node_id = "node-1"
-        self.incarnation = "i1"
+        self.node_id = cluster.node_id if cluster else "node-1"
+        self.incarnation = cluster.incarnation if cluster else "i1"
         self.running = 0
         self.most_running = 0
 
@@ -316,7 +322,7 @@ async def node(options: EdgeOptions | None = None, hub: FakeHub | None = None) -
     hub = hub or FakeHub()
     dispatcher = Dispatcher(commands, cast(Hub, hub), _authorize)
     edge = Edge(dispatcher=dispatcher, hub=cast(Hub, hub), subscriptions=hub.bus, options=options)
-    hub.bus.edge = edge
+    hub.bus.listen(edge)
     app = web.Application()
     edge.attach(app)
     # As in production: a handler is cancelled when its client goes.

@@ -138,12 +138,6 @@ class Edge:
         async with asyncio.timeout(self.options.hangup_s + 1):
             await self._empty.wait()
 
-    async def reassert(self) -> None:
-        """Bring the roster entries of this node's sessions back, after it lost its lease or Redis its data."""
-        for session in list(self._sessions.values()):
-            for call_id in list(session.joined):
-                self._chores.add(lambda session=session, call_id=call_id: self._register(session, call_id))  # type: ignore[misc]
-
     # What others ask of it
 
     def now(self) -> datetime:
@@ -199,6 +193,13 @@ class Edge:
             if session.id == session_id or str(session.joined.get(call_id)) == participant_id:
                 session.send(str(message.get("event") or "room:left"), {"call_id": call_id, **told})
                 self._depart(session, call_id, self._hub.roster.leave)
+
+    def seen_as_lost(self, call_id: UUID, entry: RosterEntry) -> None:
+        """This node was away for so long that the others gave its session up: the client has to join again."""
+        session = self._sessions.get(entry.session_id)
+        if session is not None:
+            CLOSED.labels("seen_as_lost").inc()
+            session.close("connection_lost", "this node lost the others for a while", reconnect=True)
 
     # A session's home
 
