@@ -1,7 +1,8 @@
 """What nodes share through Redis: the bus, who is in which room, which nodes there are, limits and locks."""
 
-from hub.cluster.bus import Bus, Listener, Missed
+from hub.cluster.bus import Bus, Missed
 from hub.cluster.cluster import Cluster
+from hub.cluster.hearing import Listener
 from hub.cluster.limits import Limits, Verdict
 from hub.cluster.lock import Leadership, Lock
 from hub.cluster.nodes import NodeInfo, Nodes

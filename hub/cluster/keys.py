@@ -8,9 +8,19 @@ node in the same step, which only works within one slot, and they run a few time
 from __future__ import annotations
 
 import re
+from functools import lru_cache
+from typing import NamedTuple
 from uuid import UUID
 
 _ENV = re.compile(r"[a-z0-9_-]{1,32}")
+_ROOMS = 20_000
+
+
+class RoomKeys(NamedTuple):
+    channel: str
+    channel_bytes: bytes
+    head: str
+    log: str
 
 
 class Keys:
@@ -20,17 +30,12 @@ class Keys:
             raise ValueError(f"not an environment name: {env!r}")
         self._prefix = f"aura:{env}:"
         self._presence = f"{self._prefix}{{presence}}:"
+        # Asked for with every event.
+        self.room = lru_cache(maxsize=_ROOMS)(self._room)
 
-    # One room's log.
-
-    def room_channel(self, call_id: UUID) -> str:
-        return f"{self._prefix}room:{{{call_id}}}"
-
-    def room_head(self, call_id: UUID) -> str:
-        return f"{self._prefix}room:{{{call_id}}}:head"
-
-    def room_log(self, call_id: UUID) -> str:
-        return f"{self._prefix}room:{{{call_id}}}:log"
+    def _room(self, call_id: UUID) -> RoomKeys:
+        channel = f"{self._prefix}room:{{{call_id}}}"
+        return RoomKeys(channel, channel.encode(), f"{channel}:head", f"{channel}:log")
 
     # Other channels.
 

@@ -28,7 +28,7 @@ _STEP_S = 0.25
 CONNECT_S = 0.5
 BACKOFF_S = (0.05, 1.0)
 # A command without an answer for this long: the server does not serve us now, later ones need not wait as well.
-STALLED_S = 0.25
+STALLED_S = 0.5
 SUBSCRIBE_S = 0.5
 _RESUBSCRIBE_S = 5.0
 _CHANNELS_PER_COMMAND = 500
@@ -44,18 +44,19 @@ class Ear(Protocol):
         """Every wanted channel is subscribed again; what was said meanwhile was not heard."""
         ...
 
+    def line_down(self) -> None: ...
+
 
 class Line:
     def __init__(
         self,
         endpoint: Callable[[], Coroutine[Any, Any, Endpoint]],
-        ear: Ear,
         *,
         tick_channel: str,
         scripts: tuple[Script, ...],
     ) -> None:
         self._endpoint = endpoint
-        self._ear = ear
+        self.ear: Ear | None = None
         self._tick_channel = tick_channel.encode()
         self._scripts = scripts
         self._publish: Link | None = None
@@ -164,7 +165,8 @@ class Line:
             if channel == self._tick_channel:
                 self._tick_heard(reply[2])
             else:
-                self._ear.message(channel, reply[2])
+                if self.ear is not None:
+                    self.ear.message(channel, reply[2])
         elif kind in (b"ssubscribe", b"subscribe"):
             waiting = self._confirming.get(channel)
             if waiting:
@@ -193,7 +195,8 @@ class Line:
                 wait_s = BACKOFF_S[0]
                 self._serving.set()
                 log.info("redis connected", channels=len(self._wanted))
-                self._ear.line_up()
+                if self.ear is not None:
+                    self.ear.line_up()
                 await self._watch()
                 self.reconnects += 1
                 self._clear_away()
@@ -213,6 +216,8 @@ class Line:
         later.
         """
         self._serving.clear()
+        if self.ear is not None:
+            self.ear.line_down()
         if self._publish is not None and not self._publish.up:
             self._publish, self._loaded = None, False
         if self._hear is None or self._hear.up:

@@ -50,6 +50,8 @@ class Clock:
     def __init__(self) -> None:
         self._redis_ms: int | None = None
         self._at_s = 0.0
+        # When this node first knew the time: nothing that is meant for it is older.
+        self.since_ms = 0
 
     @property
     def known(self) -> bool:
@@ -58,6 +60,7 @@ class Clock:
     def sync(self, redis_ms: int, sent_at_s: float) -> None:
         """`sent_at_s` is when the question left: the estimate is then late by a round trip at most, never early."""
         self._redis_ms, self._at_s = redis_ms, sent_at_s
+        self.since_ms = self.since_ms or redis_ms
 
     def now_ms(self) -> int:
         if self._redis_ms is None:

@@ -60,6 +60,8 @@ class Door:
             "socket_timeout": COMMAND_BUDGET_S,
             "socket_connect_timeout": CONNECT_S,
             "retry": Retry(NoBackoff(), 0),
+            # Else every new connection looks up the version of redis-py on the disk, in the loop.
+            "driver_info": None,
         }
         if scheme in ("redis", "rediss", "unix"):
             self._endpoint = _endpoint(url)
@@ -71,7 +73,7 @@ class Door:
             self._endpoint, self._service, sentinels = _sentinels(url)
             self._sentinel = Sentinel(  # type: ignore[no-untyped-call]
                 sentinels,
-                sentinel_kwargs={"socket_timeout": CONNECT_S, "socket_connect_timeout": CONNECT_S},
+                sentinel_kwargs={"socket_timeout": CONNECT_S, "socket_connect_timeout": CONNECT_S, "driver_info": None},
                 **settings,
             )
             self._redis = self._sentinel.master_for(

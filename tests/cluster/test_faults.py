@@ -65,7 +65,7 @@ async def test_a_hole_is_filled_from_the_log_before_what_follows(open_node: Open
     await b.bus.subscribe_room(call_id)
     await say(a, call_id, "1", "2")
     await until(lambda: len(ear_b.events) == 2)
-    channel = b.bus._keys.room_channel(call_id)
+    channel = b.bus._keys.room(call_id).channel
     hear = b.bus._line._hear
     assert hear is not None
     hear.send("SUNSUBSCRIBE", channel)
@@ -88,10 +88,10 @@ async def test_a_hole_that_the_log_no_longer_covers_is_announced(open_node: Open
     await b.bus.subscribe_room(call_id)
     hear = b.bus._line._hear
     assert hear is not None
-    hear.send("SUNSUBSCRIBE", b.bus._keys.room_channel(call_id))
+    hear.send("SUNSUBSCRIBE", b.bus._keys.room(call_id).channel)
     for _ in range(11):
         await asyncio.gather(*(say(a, call_id, "x") for _ in range(100)))
-    hear.send("SSUBSCRIBE", b.bus._keys.room_channel(call_id))
+    hear.send("SSUBSCRIBE", b.bus._keys.room(call_id).channel)
     await asyncio.sleep(0.05)
     await say(a, call_id, "y")
     await until(lambda: ear_b.resyncs == [call_id])
@@ -132,7 +132,7 @@ async def test_a_hung_redis_costs_a_publisher_half_a_second_and_then_nothing(
     with pytest.raises(ClusterUnavailable):
         await a.bus.publish(call_id, "chat:posted", Said("nobody hears this"))
     assert time.monotonic() - started <= 0.5
-    assert a.degraded
+    await until(lambda: a.degraded, 0.5)
     started = time.monotonic()
     with pytest.raises(ClusterUnavailable):
         await a.bus.publish(call_id, "chat:posted", Said("nor this"))
@@ -208,7 +208,7 @@ async def test_a_redis_that_lost_the_end_of_a_log_does_not_reuse_its_offsets(ope
     await b.bus.subscribe_room(call_id)
     await say(a, call_id, "1", "2", "3")
     await until(lambda: len(ear_a.events) == len(ear_b.events) == 3)
-    head, log = a.bus._keys.room_head(call_id), a.bus._keys.room_log(call_id)
+    head, log = a.bus._keys.room(call_id).head, a.bus._keys.room(call_id).log
     await a._door.command("HSET", head, "offset", 1)
     await a._door.command("DEL", log)
     await a._door.command("CLIENT", "KILL", "TYPE", "pubsub")
@@ -226,10 +226,10 @@ async def test_a_log_that_lost_its_end_and_grew_again_is_noticed(open_node: Open
     await until(lambda: len(ear_a.events) == 3)
     hear = a.bus._line._hear
     assert hear is not None
-    hear.send("SUNSUBSCRIBE", a.bus._keys.room_channel(call_id))
+    hear.send("SUNSUBSCRIBE", a.bus._keys.room(call_id).channel)
     await asyncio.sleep(0.02)
-    await a._door.command("HSET", a.bus._keys.room_head(call_id), "offset", 1)
-    await a._door.command("DEL", a.bus._keys.room_log(call_id))
+    await a._door.command("HSET", a.bus._keys.room(call_id).head, "offset", 1)
+    await a._door.command("DEL", a.bus._keys.room(call_id).log)
     # Offsets 2 to 5 again, for other events.
     await say(b, call_id, "two", "three", "four", "five")
     a.bus._line.drop()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hub.cluster.envelope import Envelope, Head
@@ -28,6 +28,7 @@ def repair(order: RoomOrder, log: list[Arrival], epoch: str = "e") -> tuple[list
     return heard, outcome.resynced
 
 
+@settings(max_examples=60)
 @given(st.data())
 def test_whatever_is_lost_doubled_or_late_is_heard_once_and_in_order(data: st.DataObject) -> None:
     """D9, D13."""

@@ -54,7 +54,7 @@ async def test_a_forged_message_has_no_effect(open_node: OpenNode, name: str) ->
     a, ear = await open_node("a")
     call_id = uuid4()
     await a.bus.subscribe_room(call_id)
-    channel = a.bus._keys.room_channel(call_id)
+    channel = a.bus._keys.room(call_id).channel
     at = await position_of(a, call_id)
     await a._door.command("SPUBLISH", channel, FORGERIES[name](a, channel.encode(), at))
     await until(lambda: a.bus.counters.unverified == 1)
@@ -70,19 +70,19 @@ async def test_a_replayed_event_is_looked_up_and_dropped(open_node: OpenNode) ->
     call_id = uuid4()
     await a.bus.subscribe_room(call_id)
     wires: list[bytes] = []
-    tap = a.bus.message
+    tap = a.bus._hearing.message
 
     def listen(channel: bytes, wire: bytes) -> None:
         wires.append(wire)
         tap(channel, wire)
 
-    a.bus.message = listen  # type: ignore[method-assign]
+    a.bus._hearing.message = listen  # type: ignore[method-assign]
     await a.bus.to_room(call_id, "chat:posted", {"text": "1"})
     await until(lambda: bool(wires))
     wire = wires[0]
     await b.bus.subscribe_room(call_id)
     epoch = (await a.bus.position(call_id)).epoch
-    channel, sealed = a.bus._keys.room_channel(call_id), wire.partition(b"\n")[2]
+    channel, sealed = a.bus._keys.room(call_id).channel, wire.partition(b"\n")[2]
     for at in (b"%s:1", b"%s:2", b"%s:77", b"zzz:2"):
         head = at % epoch.encode() if b"%" in at else at
         await a._door.command("SPUBLISH", channel, head + b"\n" + sealed)
@@ -103,13 +103,13 @@ async def test_replayed_ephemeral_user_and_control_messages_are_dropped(open_nod
     await b.bus.subscribe_room(call_id)
     await b.bus.subscribe_user(tenant_id, "anna")
     keys, heard = a.bus._keys, []
-    tap = b.bus.message
+    tap = b.bus._hearing.message
 
     def listen(channel: bytes, wire: bytes) -> None:
         heard.append((channel, wire))
         tap(channel, wire)
 
-    b.bus.message = listen  # type: ignore[method-assign]
+    b.bus._hearing.message = listen  # type: ignore[method-assign]
     await a.bus.to_room(call_id, "chat:typing", {"text": "…"}, recorded=False)
     await a.bus.to_user(tenant_id, "anna", "invite:received", {})
     await a.bus.control("b", {"do": "it"})
@@ -142,7 +142,7 @@ async def test_a_forged_log_entry_is_not_told_as_missed(open_node: OpenNode) -> 
     call_id = uuid4()
     start = await a.bus.position(call_id)
     await a.bus.to_room(call_id, "chat:posted", {"text": "1"})
-    log, head = a.bus._keys.room_log(call_id), a.bus._keys.room_head(call_id)
+    log, head = a.bus._keys.room(call_id).log, a.bus._keys.room(call_id).head
     await a._door.command("XADD", log, "2-0", "e", f"{start.epoch}:2\n".encode() + bytes(40))
     await a._door.command("HSET", head, "offset", 2)
     assert await a.bus.since(call_id, start) is None

@@ -1,0 +1,153 @@
+"""The log of a room in Redis: append, read, and begin anew. Sealed going in, verified coming out."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from hub.cluster.envelope import VERSION, Envelope, Head, Kind, Signer
+from hub.cluster.keys import Keys
+from hub.cluster.line import Line
+from hub.cluster.link import LinkLost, ServerRefused
+from hub.cluster.nodes import Nodes
+from hub.cluster.order import Arrival
+from hub.cluster.redis import Script
+from hub.context import Position
+from hub.protocol.errors import ClusterUnavailable
+
+WINDOW_MS = 120_000
+LOG_EVENTS = 1000
+PUBLISH_S = 0.25
+# What has happened already is told a little more patiently: giving up costs everybody in the room a snapshot.
+TELL_S = 0.5
+READ_S = 1.0
+# A script that reaches Redis later than this after the call does nothing: the caller has been told that it failed.
+LATE_MS = int(TELL_S * 1000)
+
+_PUBLISH, _READ, _RESET = Script("publish"), Script("read"), Script("reset")
+SCRIPTS = (_PUBLISH, _READ, _RESET)
+
+
+class Counters(msgspec.Struct):
+    """Since the start of the node; for the metrics."""
+
+    published: int = 0
+    failed: int = 0
+    delivered: int = 0
+    unverified: int = 0
+    replayed: int = 0
+    duplicates: int = 0
+    repairs: int = 0
+    repaired: int = 0
+    resyncs: int = 0
+    told_here_only: int = 0
+
+
+class RoomLog:
+    """Every method raises ClusterUnavailable within its budget."""
+
+    def __init__(self, line: Line, keys: Keys, nodes: Nodes, signer: Signer, counters: Counters) -> None:
+        self._line, self._keys, self._nodes, self._signer = line, keys, nodes, signer
+        self._counters = counters
+        self._number = 0
+
+    @property
+    def writable(self) -> bool:
+        return self._line.publishes and self._nodes.alive
+
+    def next_number(self) -> int:
+        self._number += 1
+        return self._number
+
+    def envelope(self, kind: Kind, number: int, name: str, body: bytes, skip_session: str | None = None) -> Envelope:
+        """Signed under the present incarnation, stamped with Redis' time."""
+        return Envelope(
+            VERSION, kind, self._nodes.incarnation, number, self._nodes.clock.now_ms(), name, body, skip_session
+        )
+
+    async def append(
+        self, call_id: UUID, number: int, name: str, body: bytes, skip_session: str | None, *, budget_s: float
+    ) -> Position:
+        room = self._keys.room(call_id)
+        for attempt in (1, 2):
+            if not self.writable:
+                raise ClusterUnavailable()
+            envelope = self.envelope("recorded", number, name, body, skip_session)
+            sealed = self._signer.seal(room.channel_bytes, envelope)
+            try:
+                answer = await self._line.run_script(
+                    _PUBLISH,
+                    (room.head, room.log, room.channel),
+                    sealed,
+                    _new_epoch(),
+                    self._deadline_ms(),
+                    WINDOW_MS,
+                    LOG_EVENTS,
+                    budget_s=budget_s,
+                )
+            except LinkLost as error:
+                self._counters.failed += 1
+                raise ClusterUnavailable() from error
+            except ServerRefused as error:
+                self._counters.failed += 1
+                if error.code != "FENCED" or attempt == 2:
+                    raise ClusterUnavailable(str(error)) from error
+                # Our lease ended, or our idea of Redis' clock is off: a heartbeat mends both.
+                await self._renew()
+                continue
+            self._counters.published += 1
+            epoch, _, offset = answer.decode().partition(":")
+            return Position(epoch, int(offset))
+        raise ClusterUnavailable()
+
+    async def read(self, call_id: UUID, start: int | None = None) -> tuple[Head, list[Arrival]]:
+        """Where the log stands, and its entries from the offset `start` on; without one, only the last entry."""
+        room = self._keys.room(call_id)
+        first = "-" if start is None else start
+        try:
+            epoch, offset, found = await self._line.run_script(
+                _READ, (room.head, room.log), _new_epoch(), first, LOG_EVENTS + 1, budget_s=READ_S
+            )
+        except (LinkLost, ServerRefused) as error:
+            raise ClusterUnavailable() from error
+        head = Head(epoch.decode(), int(offset))
+        arrivals: list[Arrival] = []
+        for wire in found:
+            opened = self._signer.open(room.channel_bytes, wire)
+            if opened is None or opened[0] is None or opened[1].kind != "recorded" or opened[0].epoch != head.epoch:
+                self._counters.unverified += 1
+                continue
+            arrivals.append((opened[0], opened[1]))
+        return head, arrivals
+
+    async def begin_anew(self, call_id: UUID, incomplete: str) -> None:
+        """A new epoch, unless the room already left the `incomplete` one ('' for whichever it is in)."""
+        room = self._keys.room(call_id)
+        marker = self._signer.seal(room.channel_bytes, self.envelope("reset", self.next_number(), "", b""))
+        arguments: tuple[Any, ...] = (incomplete, _new_epoch(), marker, self._deadline_ms())
+        try:
+            await self._line.run_script(_RESET, (room.head, room.log, room.channel), *arguments, budget_s=TELL_S)
+        except ServerRefused as error:
+            if error.code == "FENCED":
+                await self._renew()
+            raise ClusterUnavailable() from error
+        except LinkLost as error:
+            raise ClusterUnavailable() from error
+
+    def _deadline_ms(self) -> int:
+        return min(self._nodes.lease_until_ms, self._nodes.clock.now_ms() + LATE_MS)
+
+    async def _renew(self) -> None:
+        try:
+            async with asyncio.timeout(PUBLISH_S):
+                await self._nodes.beat()
+        except TimeoutError as error:
+            raise ClusterUnavailable() from error
+
+
+def _new_epoch() -> str:
+    return secrets.token_hex(6)
