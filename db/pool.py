@@ -186,8 +186,12 @@ class Database:
             yield connection
             await transaction.commit()
         except BaseException as error:
-            await _abandon(connection, transaction, error)
-            if isinstance(error, _UNAVAILABLE):
+            # On a connection that is well, the driver complains of us: a wrong type, two statements at once.
+            lost = isinstance(error, _UNAVAILABLE) and not (
+                isinstance(error, asyncpg.InterfaceError) and _alive(connection)
+            )
+            await _abandon(connection, transaction, cut=lost and not isinstance(error, _ANSWERED))
+            if lost:
                 self._note(error)
                 raise DatabaseUnavailable(str(error) or type(error).__name__) from error
             raise
@@ -225,14 +229,13 @@ class Database:
 
 
 async def _abandon(
-    connection: PoolConnectionProxy[asyncpg.Record], transaction: DriverTransaction, error: BaseException
+    connection: PoolConnectionProxy[asyncpg.Record], transaction: DriverTransaction, *, cut: bool
 ) -> None:
-    """Roll back if the connection is still good for it, else cut it: a silent server must not hold us twice."""
-    if connection.is_closed() or not connection.is_in_transaction():
+    """Roll back, or cut a connection that is no longer good for it: a silent server must not hold us twice."""
+    if not _alive(connection) or not connection.is_in_transaction():
         return
-    lost = isinstance(error, _UNAVAILABLE) and not isinstance(error, _ANSWERED)
     try:
-        if lost:
+        if cut:
             connection.terminate()
             return
         async with asyncio.timeout(_ROLLBACK_S):
@@ -241,6 +244,14 @@ async def _abandon(
         connection.terminate()
         if not isinstance(failure, Exception):
             raise
+
+
+def _alive(connection: PoolConnectionProxy[asyncpg.Record]) -> bool:
+    try:
+        return not connection.is_closed()
+    except asyncpg.InterfaceError:
+        # The pool takes back by itself what has lost its server.
+        return False
 
 
 async def _check_clean(connection: asyncpg.Connection[asyncpg.Record]) -> None:
