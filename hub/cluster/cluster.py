@@ -87,15 +87,23 @@ class Cluster:
     @property
     def degraded(self) -> bool:
         """The other nodes cannot be reached now."""
-        return self.bus.degraded
+        return self.bus.degraded or self._broken
+
+    @property
+    def _broken(self) -> bool:
+        """A loop ended by a fault of ours: nothing is kept alive any more, and only a restart helps."""
+        return self._running is not None and self._running.done()
 
     async def ping(self) -> None:
         """Raises ClusterUnavailable."""
+        if self._broken:
+            raise ClusterUnavailable("the loops of the cluster have ended")
         await self._door.command("PING")
 
     async def start(self) -> None:
         """Connected when this returns, or degraded after two seconds of trying."""
         self._running = asyncio.create_task(self.run(), name="cluster")
+        self._running.add_done_callback(_report)
         if not await self.bus.wait_up(START_S):
             log.warning("started without redis")
             return
@@ -122,3 +130,8 @@ class Cluster:
             await asyncio.wait((running,), timeout=_STOP_S)
         self.bus.close()
         await self._door.close()
+
+
+def _report(running: asyncio.Task[None]) -> None:
+    if not running.cancelled() and (error := running.exception()) is not None:
+        log.critical("the loops of the cluster have ended", exc_info=error)

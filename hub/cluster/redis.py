@@ -33,6 +33,8 @@ log = structlog.get_logger(__name__)
 COMMAND_BUDGET_S = 0.5
 CONNECT_S = 0.5
 _CONNECTIONS = 16
+# That pool refuses instead of letting one wait for a connection.
+_CONNECTIONS_BY_SENTINEL = 128
 _LUA = Path(__file__).parent / "lua"
 
 Argument = bytes | str | int | float
@@ -81,6 +83,7 @@ class Door:
                 username=self._endpoint.username,
                 password=self._endpoint.password,
                 db=self._endpoint.db,
+                max_connections=_CONNECTIONS_BY_SENTINEL,
             )
         elif scheme == "redis+cluster":
             raise ValueError("redis+cluster:// is not supported yet: name one server or a sentinel")
