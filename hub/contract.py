@@ -262,6 +262,8 @@ def _responses(command: Command, schemas: JsonObject) -> JsonObject:
     if status != 204:
         schema = _schema_of(command.answer)
         done["content"] = {"application/json": {"schema": schema, "example": sample(schema, schemas)}}
+    if hasattr(command.answer, "etag"):
+        done["headers"]["ETag"] = {"$ref": "#/components/headers/ETag"}
     if command.http.location:
         done["headers"]["Location"] = {"$ref": "#/components/headers/Location"}
     if command.http.method == "POST" and command.mutates:
@@ -319,6 +321,7 @@ def _headers() -> JsonObject:
             "description": "Yours if you sent a good one; it finds the request in the logs.",
             "schema": plain,
         },
+        "ETag": {"description": "For If-Match; it changes with what PATCH can change.", "schema": plain},
         "Location": {"description": "Where the new thing is.", "schema": {"type": "string", "format": "uri-reference"}},
         "Idempotency-Replayed": {"description": "`true`: this is the answer of the first time.", "schema": plain},
         "Retry-After": {"description": "Seconds.", "schema": {"type": "integer", "minimum": 1}},
@@ -461,7 +464,30 @@ def _components(types: Iterable[Any]) -> JsonObject:
     for schema in schemas.values():
         if "description" in schema:
             schema["description"] = _unwrapped(schema["description"])
+    for name, field in _times(msgspec.inspect.multi_type_info(wanted)):
+        part = schemas[name]["properties"][field]
+        for kind in part.get("anyOf", [part]):
+            if kind.get("type") == "string":
+                kind["format"] = "date-time"
     return schemas
+
+
+def _times(types: Iterable[Any]) -> Iterator[tuple[str, str]]:
+    """(struct, field) of every time: msgspec names the format only where a field insists on a zone."""
+    waiting, seen = list(types), set()
+    while waiting:
+        match waiting.pop():
+            case msgspec.inspect.StructType(cls=cls, fields=fields) if cls not in seen:
+                seen.add(cls)
+                for field in fields:
+                    kinds = field.type.types if isinstance(field.type, msgspec.inspect.UnionType) else (field.type,)
+                    if any(isinstance(kind, msgspec.inspect.DateTimeType) for kind in kinds):
+                        yield cls.__name__, field.encode_name
+                    waiting.append(field.type)
+            case msgspec.inspect.UnionType(types=kinds):
+                waiting += kinds
+            case msgspec.inspect.ListType(item_type=kind) | msgspec.inspect.DictType(value_type=kind):
+                waiting.append(kind)
 
 
 def _schema_of(kind: Any) -> JsonObject:

@@ -8,7 +8,10 @@ _UUID = "7b7c1f0a-5d0e-4d0c-9c3e-2f1a6b8d4e10"
 _FORMATS = {"uuid": _UUID, "date-time": "2026-01-05T09:30:00Z", "uri": "https://example.com/"}
 # What a field with this name looks like, where its schema alone would say "text".
 _NAMED = {
-    "code": "ABCDEFG",
+    "actor": "user-42",
+    "call_type": "group",
+    "client": "app/1.2.3",
+    "code": "timeout",
     "cursor": "b3BhcXVl",
     "data": "hello",
     "device_id": "laptop",
@@ -18,6 +21,7 @@ _NAMED = {
     "message": "12 of 12 seats taken",
     "name": "Weekly sync",
     "node_id": "node-1",
+    "owner_id": "user-42",
     "q": "sync",
     "region": "default",
     "role": "participant",
@@ -30,6 +34,19 @@ _NAMED = {
     "url": "wss://livekit.example.com",
     "user_id": "user-42",
 }
+_NUMBERS = {"duration_s": 61.5, "max_participants": 12, "offset": 41, "participant_count": 3, "quality_score": 4.2}
+_OF_STRUCT = {
+    ("ParticipantView", "status"): "joined",
+    ("CreatedRoom", "status"): "waiting",
+    ("CreateRoom", "name"): "Sprint planning",
+    ("You", "role"): "authenticated",
+    ("Me", "role"): "authenticated",
+    ("InboxEntry", "event"): "participant_joined",
+    ("InboxEntry", "status"): "done",
+    ("NodeView", "status"): "ready",
+}
+# What is unknown as long as a call goes on.
+_NOT_YET = frozenset({"ended_at", "end_reason", "hand_raised_at", "left_at", "left_reason", "next_cursor"})
 # Deep enough for a page of participants with their media; what is recursive ends somewhere.
 _DEPTH = 6
 
@@ -47,6 +64,8 @@ def sample(schema: dict[str, Any], schemas: dict[str, Any], name: str = "", dept
     for several in ("anyOf", "oneOf"):
         if several in schema:
             kinds = [kind for kind in schema[several] if kind.get("type") != "null"]
+            if name in _NOT_YET and len(kinds) < len(schema[several]):
+                return None
             return sample(kinds[0], schemas, name, depth)
     return _of_type(schema, schemas, name, depth)
 
@@ -56,15 +75,15 @@ def _of_type(schema: dict[str, Any], schemas: dict[str, Any], name: str, depth: 
         case "object":
             return _object(schema, schemas, depth)
         case "array":
-            if depth > _DEPTH or (name and schema.get("items") == {}):
+            if depth > _DEPTH or not schema.get("items"):
                 return []
-            return [sample(schema.get("items", {}), schemas, _singular(name), depth + 1)]
+            return [sample(schema["items"], schemas, _singular(name), depth + 1)]
         case "string":
             return _text(schema, name)
         case "integer":
-            return schema.get("default") or max(1, schema.get("minimum", 1))
+            return schema.get("default") or max(_NUMBERS.get(name, 1), schema.get("minimum", 1))
         case "number":
-            return schema.get("default") or max(1.5, schema.get("minimum", 0))
+            return schema.get("default") or max(_NUMBERS.get(name, 1.5), schema.get("minimum", 0))
         case "boolean":
             return schema.get("default", True)
         case _:
@@ -74,7 +93,7 @@ def _of_type(schema: dict[str, Any], schemas: dict[str, Any], name: str, depth: 
 def _object(schema: dict[str, Any], schemas: dict[str, Any], depth: int) -> dict[str, Any]:
     required = schema.get("required", ())
     return {
-        name: sample(part, schemas, name, depth + 1)
+        name: _OF_STRUCT.get((schema.get("title", ""), name)) or sample(part, schemas, name, depth + 1)
         for name, part in schema.get("properties", {}).items()
         # What may be left out is shown where it has a value of its own.
         if name in required or part.get("default") not in (None, {}, [])

@@ -16,18 +16,20 @@ from hub.protocol.problems import CONTENT_TYPE, HttpProblem
 
 # Where `/docs` explains the code.
 TYPE = "/docs#error-"
+# Stock clients try again by themselves after a 429 or a 503.
+_HANDSHAKE = {"server_busy": 503, "too_many_connections": 429, "token_missing": 401}
 
 
 def problem(error: HubError, request_id: str, *, command: str = "", rate: Rate | None = None) -> web.Response:
     """The answer for `error`. `command` and `rate`: what ran, for the RateLimit fields of a 429.
 
-    A socket-only refusal (status 0) has no place here and counts as a bad request.
+    The refusals of sockets have no status of their own; a handshake that is refused has one all the same.
     """
     title = (type(error).__doc__ or error.code).strip().splitlines()[0].rstrip(".")
     # Missing and hidden must be one answer to the byte, whatever the action said.
     hidden = isinstance(error, NotFound)
     text = title if hidden else error.message
-    status = error.status or 400
+    status = error.status or _HANDSHAKE.get(error.code, 400)
     body = HttpProblem(
         type=TYPE + error.code,
         title=title,
