@@ -168,6 +168,20 @@ async def refresh(ctx: Context, message: Echo) -> Empty:
     return Empty()
 
 
+class Close(msgspec.Struct, frozen=True):
+    reconnect: bool
+
+
+@commands.add("test:close", needs="anyone", rate=FAST, mutates=False)
+async def close(ctx: Context, message: Close) -> Empty:
+    """Have the server end this session."""
+    assert ctx.session is not None
+    order = {"kind": "close", "session_id": ctx.session.id, "code": "closed", "reconnect": message.reconnect}
+    # After the ack.
+    asyncio.get_running_loop().call_later(0.05, cast(FakeBus, ctx.hub.bus).close_soon, order)
+    return Empty()
+
+
 class FakeBus:
     """One node's bus, without Redis: offsets, the log, and delivery in the next turn of the loop."""
 
@@ -218,6 +232,10 @@ class FakeBus:
     async def control(self, node_id: str, message: Mapping[str, Any]) -> None:
         assert self.edge is not None
         self.edge.control(dict(message))
+
+    def close_soon(self, message: dict[str, Any]) -> None:
+        assert self.edge is not None
+        self.edge.control(message)
 
     async def subscribe_room(self, call_id: UUID) -> None:
         await asyncio.sleep(0)
