@@ -16,6 +16,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 import pytest_asyncio
+import structlog
 from blockbuster import blockbuster_ctx
 
 from hub.embedded import EmbeddedError, LiveKit, Postgres, Valkey, free_port, livekit_binary
@@ -53,6 +54,17 @@ class TestDatabase:
     owner_dsn: str
     app_dsn: str
     admin_dsn: str
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_tracebacks() -> None:
+    """The default draws them with every local variable, which takes up to a second of the loop's time."""
+    structlog.configure(
+        processors=[
+            structlog.stdlib.add_log_level,
+            structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+        ]
+    )
 
 
 @pytest.fixture(autouse=True)
