@@ -1,0 +1,328 @@
+"""Moderation: roles, mute, kick, ban, and that each reaches LiveKit."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID, uuid4
+
+import msgspec
+import pytest
+
+from hub.protocol.errors import Banned, Conflict, Forbidden, NotFound, NotInRoom, ValidationFailed
+from tests.actions.conftest import Node, Socket
+
+
+class Call:
+    """A call of Ann's, with Bob and Mod in it by socket and by media."""
+
+    def __init__(self, hub: Node, call_id: UUID) -> None:
+        self.hub, self.id = hub, call_id
+        self.sockets: dict[str, Socket] = {}
+        self.participants: dict[str, UUID] = {}
+
+    async def enter(self, user_id: str, **person: Any) -> Socket:
+        socket = self.hub.person(user_id, **person).socket()
+        joined = await socket.join(self.id)
+        self.sockets[user_id], self.participants[user_id] = socket, joined.self.participant_id
+        await self.hub.connects(self.id, user_id, token=joined.media.token)
+        return socket
+
+    async def room_name(self) -> str:
+        return str(await self.hub.value("SELECT livekit_room_name FROM calls WHERE id = $1", self.id))
+
+    async def media(self, user_id: str) -> Any:
+        people = await self.hub.media.list_participants(await self.room_name())
+        return next((each for each in people if each.identity == user_id), None)
+
+
+@pytest.fixture
+async def call(hub: Node) -> Call:
+    call = Call(hub, await hub.person("ann").room())
+    for user_id in ("ann", "mod", "bob"):
+        await call.enter(user_id)
+    await call.sockets["ann"].do(
+        "participant:set_role", call_id=call.id, participant_id=call.participants["mod"], role="moderator"
+    )
+    return call
+
+
+async def test_a_new_role_reaches_livekit_and_everybody(call: Call) -> None:
+    bob = call.participants["bob"]
+    ann = call.sockets["ann"]
+    await call.hub.publishes(call.id, "bob", "microphone")
+    answer = await ann.do("participant:set_role", call_id=call.id, participant_id=bob, role="viewer")
+    assert answer.participant.role == "viewer"
+    heard = {name: event for name, event in ann.heard[-2:]}
+    assert heard["participant:updated"]["participant"]["role"] == "viewer"
+    assert heard["media:revoked"]["sources"] == ["microphone"]
+    seen = await call.media("bob")
+    assert seen.grant.can_publish_sources == frozenset()
+    assert seen.attributes["role"] == "viewer"
+    # And it holds for the next token, too.
+    with pytest.raises(Forbidden):
+        await call.sockets["bob"].do("hand:raise", call_id=call.id)
+    log = await call.hub.rows("SELECT * FROM audit_log WHERE action = 'participant:set_role' ORDER BY id DESC LIMIT 1")
+    assert msgspec.json.decode(log[0]["details"])["was"] == "participant"
+
+
+async def test_nobody_acts_above_their_rank(call: Call) -> None:
+    ann, mod = call.participants["ann"], call.sockets["mod"]
+    for name, fields in {
+        "participant:kick": {},
+        "participant:mute": {"sources": ["microphone"]},
+    }.items():
+        with pytest.raises(Forbidden):
+            await mod.do(name, call_id=call.id, participant_id=ann, **fields)
+    with pytest.raises(Forbidden):
+        await mod.do("participant:set_role", call_id=call.id, participant_id=call.participants["mod"], role="host")
+
+
+async def test_the_owner_stays_host(call: Call) -> None:
+    with pytest.raises(Conflict):
+        await call.sockets["ann"].do(
+            "participant:set_role", call_id=call.id, participant_id=call.participants["ann"], role="viewer"
+        )
+
+
+async def test_the_last_host_hands_on_first(hub: Node) -> None:
+    call = Call(hub, await hub.person("ann").room())
+    bob = await call.enter("bob")
+    await hub.person("ann").do(
+        "participant:edit", call_id=call.id, participant_id=call.participants["bob"], role="host"
+    )
+    mine = {"call_id": call.id, "participant_id": call.participants["bob"], "role": "participant"}
+    with pytest.raises(Conflict):
+        await bob.do("participant:set_role", **mine)
+    await call.enter("eve")
+    await bob.do("participant:set_role", call_id=call.id, participant_id=call.participants["eve"], role="host")
+    assert (await bob.do("participant:set_role", **mine)).participant.role == "participant"
+
+
+async def test_a_kick_takes_effect_everywhere(call: Call) -> None:
+    """S-018, S-178: out of LiveKit, off the socket, without rights, and told to the others with the reason."""
+    ann, bob = call.sockets["ann"], call.sockets["bob"]
+    reason = "not very nice, and this at some length, so that it would not fit into a short column at all"
+    kick = {"call_id": call.id, "participant_id": call.participants["bob"], "reason": reason}
+    await call.sockets["mod"].do("participant:kick", **kick)
+    assert await call.media("bob") is None
+    assert bob.rooms == {}
+    assert bob.heard[-1] == ("room:left", {"reason": "kicked", "message": reason})
+    name, event = ann.heard[-1]
+    assert (name, event["participants"][0]["status"]) == ("participant:left", "kicked")
+    for name in ("hand:raise", "media:authorize", "room:leave"):
+        with pytest.raises(Banned):
+            await bob.do(name, call_id=call.id)
+    assert await call.hub.person("bob").refused("room:get", call_id=call.id) == "banned"
+    row = (await call.hub.rows("SELECT * FROM audit_log WHERE action = 'participant:kick'"))[0]
+    assert (row["actor"], row["reason"]) == ("mod", reason)
+    # Without a ban, they may ask to come in again.
+    await bob.join(call.id)
+
+
+async def test_who_comes_back_with_an_old_token_is_removed_again(call: Call) -> None:
+    await call.sockets["ann"].do("participant:kick", call_id=call.id, participant_id=call.participants["bob"])
+    await call.hub.connects(call.id, "bob")
+    assert await call.media("bob") is None
+
+
+async def test_a_ban_holds_until_it_is_lifted(call: Call) -> None:
+    """S-036"""
+    ann, bob = call.sockets["ann"], call.sockets["bob"]
+    await ann.do("participant:kick", call_id=call.id, participant_id=call.participants["bob"], ban_s=60)
+    assert bob.heard[-1][1]["reason"] == "banned"
+    with pytest.raises(Banned):
+        await call.hub.person("bob").do("room:token", call_id=call.id)
+    with pytest.raises(Banned):
+        await call.hub.person("bob").do("room:token", call_id=call.id, device_id="phone")
+    await ann.do("participant:unban", call_id=call.id, user_id="bob")
+    await bob.join(call.id)
+    with pytest.raises(NotFound):
+        await ann.do("participant:unban", call_id=call.id, user_id="bob")
+
+
+async def test_a_kick_takes_all_devices(call: Call) -> None:
+    phone = call.hub.person("bob").socket("phone")
+    await phone.join(call.id)
+    await call.sockets["ann"].do("participant:kick", call_id=call.id, participant_id=call.participants["bob"])
+    assert phone.rooms == {}
+    statuses = await call.hub.rows("SELECT status FROM call_participants WHERE user_id = 'bob'")
+    assert [row["status"] for row in statuses] == ["kicked", "kicked"]
+
+
+async def test_a_kick_holds_while_livekit_is_away(call: Call) -> None:
+    await call.hub.livekit.crash()
+    await call.sockets["ann"].do("participant:kick", call_id=call.id, participant_id=call.participants["bob"])
+    assert call.sockets["bob"].rooms == {}
+    row = await call.hub.rows("SELECT status FROM call_participants WHERE user_id = 'bob'")
+    assert row[0]["status"] == "kicked"
+
+
+async def test_an_unknown_participant_is_not_found(call: Call) -> None:
+    """S-018"""
+    for name, fields in {"kick": {}, "set_role": {"role": "viewer"}, "mute": {"sources": ["camera"]}}.items():
+        with pytest.raises(NotFound):
+            await call.sockets["ann"].do(f"participant:{name}", call_id=call.id, participant_id=uuid4(), **fields)
+
+
+async def test_a_mute_mutes_in_livekit_and_is_told(call: Call) -> None:
+    """S-022"""
+    await call.hub.publishes(call.id, "bob", "microphone")
+    await call.hub.publishes(call.id, "bob", "camera")
+    bob = call.participants["bob"]
+    mute = {"call_id": call.id, "participant_id": bob, "sources": ["microphone"], "muted": True}
+    answer = await call.sockets["mod"].do("participant:mute", **mute)
+    assert msgspec.to_builtins(answer.muted) == [{"participant_id": str(bob), "sources": ["microphone"]}]
+    assert {track.source: track.muted for track in (await call.media("bob")).tracks} == {
+        "microphone": True,
+        "camera": False,
+    }
+    heard = {name: event for name, event in call.sockets["ann"].heard[-2:]}
+    assert heard["participant:muted"]["muted"] is True
+    assert heard["media:changed"]["media"] == {"microphone": False, "camera": True, "screen_share": False}
+    # Muted already: nothing to do, nothing to tell.
+    assert (await call.sockets["mod"].do("participant:mute", **mute)).muted == []
+
+
+async def test_mute_all_spares_the_muter_and_those_above(call: Call) -> None:
+    for user_id in ("ann", "mod", "bob"):
+        await call.hub.publishes(call.id, user_id, "microphone")
+    answer = await call.sockets["mod"].do("participant:mute", call_id=call.id, all=True, sources=["microphone"])
+    assert [each.participant_id for each in answer.muted] == [call.participants["bob"]]
+
+
+@pytest.mark.parametrize("remote_unmute", [True, False])
+async def test_unmuting_others_is_the_media_servers_decision(call: Call, remote_unmute: bool) -> None:
+    """S-022: an explicit refusal where the policy forbids it."""
+    call.hub.livekit.remote_unmute = remote_unmute
+    await call.hub.publishes(call.id, "bob", "microphone")
+    mute = {"call_id": call.id, "participant_id": call.participants["bob"], "sources": ["microphone"]}
+    ann = call.sockets["ann"]
+    await ann.do("participant:mute", **mute, muted=True)
+    if remote_unmute:
+        await ann.do("participant:mute", **mute, muted=False)
+        assert not (await call.media("bob")).tracks[0].muted
+        return
+    with pytest.raises(Forbidden) as refused:
+        await ann.do("participant:mute", **mute, muted=False)
+    assert refused.value.details == {"policy": "remote_unmute"}
+
+
+async def test_mute_wants_one_or_all(call: Call) -> None:
+    for fields in ({}, {"all": True, "participant_id": call.participants["bob"]}):
+        with pytest.raises(ValidationFailed):
+            await call.sockets["ann"].do("participant:mute", call_id=call.id, sources=["camera"], **fields)
+
+
+async def test_ones_own_name_and_metadata_reach_everybody(call: Call) -> None:
+    """S-021"""
+    bob = call.sockets["bob"]
+    await bob.do("participant:update", call_id=call.id, metadata={"a": 1, "b": 2})
+    answer = await bob.do("participant:update", call_id=call.id, display_name="Bobby", metadata={"b": None})
+    assert (answer.participant.display_name, answer.participant.metadata) == ("Bobby", {"a": 1})
+    seen = await call.media("bob")
+    assert (seen.name, msgspec.json.decode(seen.metadata)) == ("Bobby", {"a": 1})
+    name, event = call.sockets["ann"].heard[-1]
+    assert (name, event["participant"]["display_name"]) == ("participant:updated", "Bobby")
+
+
+async def test_by_rest_only_oneself_is_renamed(call: Call) -> None:
+    bob = call.hub.person("bob")
+    mine, hers = call.participants["bob"], call.participants["ann"]
+    await bob.do("participant:edit", call_id=call.id, participant_id=mine, display_name="Bobby")
+    with pytest.raises(Forbidden):
+        await bob.do("participant:edit", call_id=call.id, participant_id=hers, display_name="Bobby")
+    with pytest.raises(Forbidden):
+        await bob.do("participant:edit", call_id=call.id, participant_id=mine, role="host")
+    with pytest.raises(Forbidden):
+        await call.hub.person("ann").do(
+            "participant:edit", call_id=call.id, participant_id=mine, display_name="Robert"
+        )
+
+
+async def test_everybody_who_was_there_is_listed_in_pages(call: Call) -> None:
+    """S-017: as LiveKit has them."""
+    await call.sockets["bob"].do("room:leave", call_id=call.id)
+    ann = call.hub.person("ann")
+    first = await ann.do("participant:list", call_id=call.id, limit=2)
+    second = await ann.do("participant:list", call_id=call.id, limit=2, cursor=first.next_cursor)
+    everybody = [*first.items, *second.items]
+    assert [each.user_id for each in everybody] == ["bob", "mod", "ann"]
+    assert second.next_cursor is None
+    there = {each.identity for each in everybody if each.status == "joined"}
+    assert there == {each.identity for each in await call.hub.media.list_participants(await call.room_name())}
+
+
+async def test_who_left_has_no_rights(call: Call) -> None:
+    """S-178"""
+    bob = call.sockets["bob"]
+    await bob.do("room:leave", call_id=call.id)
+    for name in ("hand:raise", "media:authorize"):
+        with pytest.raises(NotInRoom):
+            await bob.do(name, call_id=call.id)
+
+
+async def test_hands_stand_in_a_queue(call: Call) -> None:
+    ann, bob, mod = (call.sockets[name] for name in ("ann", "bob", "mod"))
+    await bob.do("hand:raise", call_id=call.id)
+    queue = (await ann.do("hand:raise", call_id=call.id)).queue
+    assert [hand.user_id for hand in queue] == ["bob", "ann"]
+    again = (await bob.do("hand:raise", call_id=call.id)).queue
+    assert again == queue
+    assert mod.names()[-2:] == ["hand:raised", "hand:raised"]
+    assert [each["user_id"] for each in mod.heard[-1][1]["queue"]] == ["bob", "ann"]
+    assert [hand.user_id for hand in (await mod.join(call.id)).hands] == ["bob", "ann"]
+    with pytest.raises(Forbidden):
+        await bob.do("hand:lower", call_id=call.id, participant_id=call.participants["ann"])
+    lowered = await mod.do("hand:lower", call_id=call.id, participant_id=call.participants["bob"])
+    assert [hand.user_id for hand in lowered.queue] == ["ann"]
+    assert (await mod.do("hand:lower", call_id=call.id, all=True)).queue == []
+    assert ann.heard[-1][0] == "hand:lowered"
+    # Nothing up, nothing told.
+    before = len(ann.heard)
+    await ann.do("hand:lower", call_id=call.id)
+    assert len(ann.heard) == before
+
+
+async def test_who_leaves_takes_the_hand_down(call: Call) -> None:
+    bob = call.sockets["bob"]
+    await bob.do("hand:raise", call_id=call.id)
+    await bob.do("room:leave", call_id=call.id)
+    assert (await call.sockets["ann"].join(call.id)).hands == []
+
+
+async def test_data_reaches_the_addressees_only(call: Call) -> None:
+    """S-023"""
+    room_name, livekit = await call.room_name(), call.hub.livekit
+    bob = call.sockets["bob"]
+    await bob.do("data:send", call_id=call.id, topic="move", data="to all")
+    await bob.do("data:send", call_id=call.id, topic="move", data="to ann", to=[call.participants["ann"]])
+    assert livekit.received(room_name, "ann") == [b"to all", b"to ann"]
+    assert livekit.received(room_name, "mod") == [b"to all"]
+    name, event = call.sockets["mod"].heard[-1]
+    assert (name, event["data"], event["user_id"], "offset" in event) == ("data:sent", "to all", "bob", False)
+    with pytest.raises(NotFound):
+        await bob.do("data:send", call_id=call.id, topic="move", data="x", to=[uuid4()])
+    assert (await bob.ack("data:send", call_id=call.id, topic="t", data="x" * 15_361)).error is not None
+    umlauts = await bob.ack("data:send", call_id=call.id, topic="t", data="ä" * 8_000)
+    assert umlauts.error is not None
+    assert umlauts.error.code == "payload_too_large"
+    assert await call.hub.person("eve").refused("data:send", call_id=call.id, topic="t", data="x") == "not_found"
+
+
+async def test_what_one_says_about_ones_devices_is_told(hub: Node) -> None:
+    call_id = await hub.person("ann").room(screen_sharing_enabled=False)
+    ann, bob = hub.person("ann").socket(), hub.person("bob").socket()
+    await ann.join(call_id)
+    await bob.join(call_id)
+    said = {"microphone": True, "camera": False, "screen_share": False}
+    answer = await bob.do("media:set", call_id=call_id, **said)
+    assert msgspec.to_builtins(answer.media) == said
+    name, event = ann.heard[-1]
+    assert (name, event["media"]) == ("media:changed", said)
+    with pytest.raises(Forbidden):
+        await bob.do("media:set", call_id=call_id, **{**said, "screen_share": True})
+
+
+async def test_media_access_is_given_again_with_the_present_rights(call: Call) -> None:
+    access = await call.sockets["bob"].do("media:authorize", call_id=call.id)
+    assert (access.provider, access.identity) == ("livekit", "bob")
