@@ -197,6 +197,8 @@ async def _serving(node: Node) -> AsyncIterator[None]:
         options=make_edge_options(settings),
     )
     node.bus.listen(edge)
+    node.roster.when_gone(edge.seen_as_lost)
+    node.nodes.load = edge.load
     inbox = Inbox(node, parse)
     checks = health.Checks(
         required={"database": node.db.ping, "redis": node.cluster.ping},
