@@ -51,20 +51,29 @@ class Signer:
     def __init__(self, secret: bytes, env: str) -> None:
         if len(secret) < 16:
             raise ValueError("the cluster secret is too short: 16 bytes at least")
-        self._key = hmac.digest(secret, b"auralink bus v1 " + env.encode(), hashlib.sha256)
+        key = hmac.digest(secret, b"auralink bus v1 " + env.encode(), "sha256").ljust(64, b"\0")
+        # HMAC (RFC 2104) with both key blocks hashed once: 1 µs a message instead of 4, twice per event.
+        self._inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in key))
+        self._outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in key))
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(Envelope).decode
 
     def seal(self, channel: bytes, envelope: Envelope) -> bytes:
         """mac and core."""
         core = self._encode(envelope)
-        return hmac.digest(self._key, channel + b"\0" + core, hashlib.sha256) + core
+        return self.mac(channel + b"\0" + core) + core
+
+    def mac(self, text: bytes) -> bytes:
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(text)
+        outer.update(inner.digest())
+        return outer.digest()
 
     def open(self, channel: bytes, wire: bytes) -> tuple[Head | None, Envelope] | None:
         """None: not ours, or not for this channel."""
         head, newline, sealed = wire.partition(b"\n")
         mac, core = sealed[:_MAC_BYTES], sealed[_MAC_BYTES:]
-        if not newline or not hmac.compare_digest(mac, hmac.digest(self._key, channel + b"\0" + core, hashlib.sha256)):
+        if not newline or not hmac.compare_digest(mac, self.mac(channel + b"\0" + core)):
             return None
         try:
             envelope = self._decode(core)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 from collections.abc import Callable
 from uuid import UUID, uuid4
 
@@ -157,3 +158,9 @@ def test_an_environment_that_could_leave_its_prefix_is_refused(env: str) -> None
 def test_a_short_secret_is_refused() -> None:
     with pytest.raises(ValueError, match="short"):
         Signer(b"short", "test")
+
+
+def test_the_signature_is_the_standard_hmac() -> None:
+    key = hmac.digest(SECRET, b"auralink bus v1 test", "sha256")
+    for text in (b"", b"x", b"y" * 10_000):
+        assert Signer(SECRET, "test").mac(text) == hmac.digest(key, text, "sha256")
