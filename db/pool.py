@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any, Self, TypeAlias
 from uuid import UUID
 
@@ -20,6 +20,7 @@ from asyncpg.transaction import Transaction as DriverTransaction
 
 from db import tenant
 from db.errors import DatabaseUnavailable
+from db.turns import Turns
 
 Transaction: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
 """What a function of db/ takes: a connection on which a transaction is open."""
@@ -93,6 +94,7 @@ class Database:
         self._pool = pool
         self._acquire_timeout_s = acquire_timeout_s
         self._step_s = statement_timeout_s + _SLACK_S
+        self._turns = Turns()
         self.breaker = Breaker()
 
     @classmethod
@@ -162,12 +164,15 @@ class Database:
         return self._pool.get_max_size()
 
     @asynccontextmanager
-    async def tenant(self, tenant_id: UUID, user_id: str | None = None) -> AsyncIterator[Transaction]:
+    async def tenant(
+        self, tenant_id: UUID, user_id: str | None = None, *, turn: UUID | None = None
+    ) -> AsyncIterator[Transaction]:
         """A transaction that sees one tenant, and of private things those of `user_id`.
 
-        Commits at the end, rolls back on any exception. Raises DatabaseUnavailable, for its statements too.
+        Commits at the end, rolls back on any exception. Raises DatabaseUnavailable, for its statements too. Those with
+        the same `turn` wait for each other before they take a connection: for what begins by locking the same row.
         """
-        async with self._transaction() as tx:
+        async with self._turns.of(turn) if turn else nullcontext(), self._transaction() as tx:
             await tenant.enter(tx, tenant_id, user_id)
             yield tx
 

@@ -311,7 +311,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     waiting_expires_s: int = 86_400
     reconnect_grace_s: float = 20.0
     leave_grace_s: float = 2.0
-    socket_grace_s: float = 30.0
+    socket_grace_s: float = 25.0
     absent_room_grace_s: float = 60.0
     empty_timeout_s: int = 300
     departure_timeout_s: int = 20
@@ -347,9 +347,12 @@ class Context:
             raise LookupError("the command was declared without a member")
         return self._member
 
-    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
-        """One transaction that sees the actor's tenant only. Raises db.errors.DatabaseUnavailable."""
-        return self.hub.db.tenant(self.actor.tenant_id, self.actor.user_id)
+    def transaction(self, *, turn: UUID | None = None) -> AbstractAsyncContextManager[Transaction]:
+        """One transaction that sees the actor's tenant only. Raises db.errors.DatabaseUnavailable.
+
+        `turn`: the call whose row it begins by locking; such transactions wait for each other without a connection.
+        """
+        return self.hub.db.tenant(self.actor.tenant_id, self.actor.user_id, turn=turn)
 
     async def keep(self, tx: Transaction, answer: Any) -> None:
         """Store the answer in the transaction of its effect, so that a repeat under the same op_id can never do it twice."""

@@ -52,7 +52,7 @@ async def token(ctx: Context, message: AskToken) -> RoomToken:
     """A LiveKit token for a call, and a seat in it that is held until the token can no longer be used."""
     metadata = joining.metadata_of(ctx, message.metadata)
     news = await joining.room_again(ctx, message.call_id)
-    async with ctx.transaction() as tx:
+    async with ctx.transaction(turn=message.call_id) as tx:
         seat = await joining.admit(
             ctx,
             tx,
@@ -94,7 +94,7 @@ async def join(ctx: Context, message: JoinRoom) -> RoomSnapshot:
     news = await joining.room_again(ctx, call_id) if message.media else []
     media: MediaAccess | None = None
     now = ctx.now()
-    async with ctx.transaction() as tx:
+    async with ctx.transaction(turn=call_id) as tx:
         seat = await joining.admit(
             ctx,
             tx,
@@ -141,7 +141,7 @@ async def leave(ctx: Context, message: NameRoom) -> Empty:
     participant_id = session.rooms.get(call_id) or (mine.id if mine else None)
     if participant_id is None:
         raise errors.NotInRoom()
-    async with ctx.transaction() as tx:
+    async with ctx.transaction(turn=call_id) as tx:
         if await calls.lock(tx, call_id) is None:
             raise errors.NotFound()
         gone = await participants.request_leave(tx, participant_id, ctx.now())
@@ -181,7 +181,7 @@ async def _withdraw(ctx: Context, session: Session, seat: Seat, since: datetime)
         others = await _others(ctx, session, seat)
         if others:
             return
-        async with ctx.transaction() as tx:
+        async with ctx.transaction(turn=seat.call.id) as tx:
             if await calls.lock(tx, seat.call.id) is None:
                 return
             person = await participants.get(tx, seat.call.id, seat.participant.id)

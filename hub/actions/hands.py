@@ -30,7 +30,7 @@ async def queue(tx: Transaction, call_id: UUID) -> list[Hand]:
 async def raise_(ctx: Context, message: RaiseHand) -> HandQueue:
     """Raise your hand. One that is up already keeps its place."""
     mine = members.demand_in_call(ctx.member)
-    async with ctx.transaction() as tx:
+    async with ctx.transaction(turn=message.call_id) as tx:
         if await calls.lock(tx, message.call_id) is None:
             raise errors.NotFound()
         raised = await participants.raise_hand(tx, message.call_id, mine.id, ctx.now())
@@ -50,7 +50,7 @@ async def lower(ctx: Context, message: LowerHand) -> HandQueue:
         text = "either participant_id or all"
         raise errors.ValidationFailed(text, errors=[FieldError("participant_id", text)])
     wanted = None if message.all else (message.participant_id or own)
-    async with ctx.transaction() as tx:
+    async with ctx.transaction(turn=message.call_id) as tx:
         if await calls.lock(tx, message.call_id) is None:
             raise errors.NotFound()
         if wanted is not None and await participants.get(tx, message.call_id, wanted) is None:

@@ -23,7 +23,7 @@ async def authorize(ctx: Context, message: AuthorizeMedia) -> MediaAccess:
     """How to connect to the SFU as who you are in the call now."""
     members.demand_in_call(ctx.member)
     news = await joining.room_again(ctx, message.call_id)
-    async with ctx.transaction() as tx:
+    async with ctx.transaction(turn=message.call_id) as tx:
         call = await calls.lock(tx, message.call_id)
         mine = await participants.get(tx, message.call_id, members.demand_in_call(ctx.member).id)
         if call is None or mine is None:
@@ -59,7 +59,7 @@ async def set_(ctx: Context, message: SetMedia) -> MediaAnswer:
         camera=message.camera,
         screen_share=message.screen_share,
     )
-    async with ctx.transaction() as tx:
+    async with ctx.transaction(turn=message.call_id) as tx:
         settled = await settle(tx, message.call_id, now, fold=[said], grace=grace_of(ctx.hub.rules))
         after = await participants.get(tx, message.call_id, mine.id)
         if after is None:

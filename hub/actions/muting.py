@@ -125,7 +125,7 @@ async def _tell_livekit(ctx: Context, call: Call, found: list[_Found], muted: bo
 async def _keep_facts(ctx: Context, call: Call, found: list[_Found], muted: bool) -> None:
     """LiveKit tells nobody about a mute, but we have just seen it."""
     now = ctx.now()
-    async with ctx.transaction() as tx:
+    async with ctx.transaction(turn=call.id) as tx:
         locked = await calls.lock(tx, call.id)
         if locked is None or locked.livekit_room_sid is None:
             return

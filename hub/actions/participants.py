@@ -105,7 +105,7 @@ async def _edit(
     metadata: dict[str, object] | UnsetType,
     role: Role | UnsetType,
 ) -> ParticipantAnswer:
-    async with ctx.transaction() as tx:
+    async with ctx.transaction(turn=call_id) as tx:
         call, before = await _locked(tx, call_id, participant_id)
         members.demand_open(call)
         if role is not UNSET and role != before.role:
@@ -160,7 +160,7 @@ async def _another_host(tx: Transaction, mine: Participant) -> bool:
 async def kick(ctx: Context, message: KickParticipant) -> Empty:
     """Put somebody out, with all their devices; with `ban_s` they stay out that long."""
     now, call_id = ctx.now(), message.call_id
-    async with ctx.transaction() as tx:
+    async with ctx.transaction(turn=call_id) as tx:
         call, target = await _locked(tx, call_id, message.participant_id)
         members.demand_open(call)
         _demand_may_remove(ctx, call, target)
@@ -204,7 +204,7 @@ def _demand_may_remove(ctx: Context, call: Call, target: Participant) -> None:
 async def unban(ctx: Context, message: UnbanUser) -> Empty:
     """Let somebody in again who was kicked or banned."""
     now = ctx.now()
-    async with ctx.transaction() as tx:
+    async with ctx.transaction(turn=message.call_id) as tx:
         if await calls.lock(tx, message.call_id) is None:
             raise errors.NotFound()
         lifted = await bans.remove(tx, message.call_id, message.user_id)

@@ -167,7 +167,7 @@ async def get(ctx: Context, message: NameRoom) -> CallView:
 )
 async def update(ctx: Context, message: UpdateRoom) -> RoomAnswer:
     """Change a call's name, lock, lobby, features or metadata; everybody in it hears `room:updated`."""
-    async with ctx.transaction() as tx:
+    async with ctx.transaction(turn=message.call_id) as tx:
         before = await _locked(tx, message.call_id)
         members.demand_open(before)
         if ctx.if_match is not None and call_view(before).etag not in _tags(ctx.if_match):
@@ -221,7 +221,7 @@ async def end(ctx: Context, message: EndRoom) -> RoomAnswer:
 
 async def end_call(ctx: Context, call_id: UUID, why: str, reason: str | None) -> RoomAnswer:
     """Ended is for ever: whoever ends it again gets the same answer."""
-    async with ctx.transaction() as tx:
+    async with ctx.transaction(turn=call_id) as tx:
         settled = await _end(ctx, tx, call_id, "room:end", why, reason)
         answer = RoomAnswer(call_view(settled.call))
         await ctx.keep(tx, answer)
@@ -260,7 +260,7 @@ async def delete(ctx: Context, message: NameRoom) -> Empty:
     call = ctx.member.call
     if not members.heads(ctx.actor, call):
         raise errors.Forbidden("only the owner deletes a call")
-    async with ctx.transaction() as tx:
+    async with ctx.transaction(turn=call.id) as tx:
         settled = await _end(ctx, tx, call.id, "room:delete", "deleted", None)
         if not await calls.delete(tx, call.id):
             raise errors.NotFound()

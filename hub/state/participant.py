@@ -23,8 +23,10 @@ SEATED: frozenset[Status] = frozenset({"joining", "joined", "reconnecting"})
 JOIN_MARGIN = timedelta(seconds=120)
 
 CLIENT_INITIATED = "CLIENT_INITIATED"
+CONNECTION_TIMEOUT = "CONNECTION_TIMEOUT"
 ROOM_FINISHED = "ROOM_FINISHED"
 ROOM_LOST = "ROOM_LOST"
+REMOVED = "PARTICIPANT_REMOVED"
 # The media server took the room from them, so they wait for it as long as the call does.
 LOST = frozenset({SERVER_SHUTDOWN, ROOM_LOST})
 # What may still turn out to be a reconnect; CLIENT_INITIATED has a shorter grace of its own, the others are goodbyes.
@@ -33,7 +35,7 @@ _BROKEN = frozenset(
         "DUPLICATE_IDENTITY",
         "MIGRATION",
         "STATE_MISMATCH",
-        "CONNECTION_TIMEOUT",
+        CONNECTION_TIMEOUT,
         "SIGNAL_CLOSE",
         "UNKNOWN_REASON",
         "UNKNOWN",
@@ -43,7 +45,7 @@ _BROKEN = frozenset(
 )
 _WORDS = {
     CLIENT_INITIATED: "left",
-    "PARTICIPANT_REMOVED": "removed",
+    REMOVED: "removed",
     "DUPLICATE_IDENTITY": "replaced",
     "ROOM_DELETED": "call_ended",
     "ROOM_CLOSED": "call_ended",
@@ -61,11 +63,15 @@ class Grace(msgspec.Struct, frozen=True):
 
     leave_s: float = 2.0
     reconnect_s: float = 20.0
+    # LiveKit has waited 20 s when it says so, and who is dead has to be gone after 30.
+    timeout_s: float = 5.0
     absent_room_s: float = 60.0
 
     def of(self, reason: str) -> timedelta:
         if reason == CLIENT_INITIATED:
             return timedelta(seconds=self.leave_s)
+        if reason == CONNECTION_TIMEOUT:
+            return timedelta(seconds=min(self.timeout_s, self.reconnect_s))
         if reason in LOST:
             return timedelta(seconds=self.absent_room_s)
         return timedelta(seconds=self.reconnect_s if reason in _BROKEN else 0.0)
@@ -104,11 +110,12 @@ class Life(msgspec.Struct, frozen=True):
 
 
 def spoken_for(life: Life, person: ParticipantFacts) -> Life:
-    """A session that was there when its person said goodbye ended with that word, even if LiveKit is slower."""
-    leave, closing = person.leave_requested_at, life.closing
-    if leave is None or life.session.known_at > leave or (closing is not None and closing.at <= leave):
-        return life
-    return Life(life.session, Closing(max(leave, life.session.since), CLIENT_INITIATED))
+    """A session that was there when its person said goodbye, or was kicked, ended then, even if LiveKit is slower."""
+    for at, reason in ((person.leave_requested_at, CLIENT_INITIATED), (person.kick_requested_at, REMOVED)):
+        if at is None or life.session.known_at > at or (life.closing is not None and life.closing.at <= at):
+            continue
+        life = Life(life.session, Closing(max(at, life.session.since), reason))
+    return life
 
 
 def derive(
@@ -121,8 +128,7 @@ def derive(
     now: datetime,
     grace: Grace,
 ) -> tuple[ParticipantState, datetime | None]:
-    """The state, and when time alone will change it. `lives` and `tracks` are this person's only."""
-    lives = [spoken_for(life, person) for life in lives]
+    """The state, and when time alone will change it. `lives` (`spoken_for`) and `tracks` are this person's only."""
     out = person.kicked or ended_at is not None
     open_now = [] if out else [life.session for life in lives if life.closing is None]
     intervals = _intervals(person, lives, ended_at, now)
@@ -176,7 +182,7 @@ def _status(
     grace: Grace,
 ) -> tuple[Status, datetime | None, str | None]:
     if person.kicked:
-        return "kicked", None, person.kick_reason or "kicked"
+        return "kicked", None, (person.kick_reason or "kicked")[:64]
     ever_in = bool(lives) or person.hub_joined_at is not None
     if ended_at is not None:
         if not ever_in:

@@ -266,7 +266,7 @@ async def test_leaving_closes_the_socket_and_the_media(hub: Node) -> None:
     row = (await hub.rows("SELECT * FROM call_participants WHERE user_id = 'bob'"))[0]
     assert row["status"] == "left"
     assert row["duration_seconds"] is not None
-    assert abs((row["left_at"] - row["joined_at"]).total_seconds() - row["duration_seconds"]) < 0.01
+    assert abs((row["left_at"] - row["joined_at"]).total_seconds() - row["duration_seconds"]) <= 0.5
     # Twice is once.
     await bob.do("room:leave", call_id=call_id)
 

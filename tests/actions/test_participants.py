@@ -52,7 +52,7 @@ async def test_a_new_role_reaches_livekit_and_everybody(call: Call) -> None:
     await call.hub.publishes(call.id, "bob", "microphone")
     answer = await ann.do("participant:set_role", call_id=call.id, participant_id=bob, role="viewer")
     assert answer.participant.role == "viewer"
-    heard = {name: event for name, event in ann.heard[-2:]}
+    heard = dict(ann.heard[-2:])
     assert heard["participant:updated"]["participant"]["role"] == "viewer"
     assert heard["media:revoked"]["sources"] == ["microphone"]
     seen = await call.media("bob")
@@ -67,10 +67,8 @@ async def test_a_new_role_reaches_livekit_and_everybody(call: Call) -> None:
 
 async def test_nobody_acts_above_their_rank(call: Call) -> None:
     ann, mod = call.participants["ann"], call.sockets["mod"]
-    for name, fields in {
-        "participant:kick": {},
-        "participant:mute": {"sources": ["microphone"]},
-    }.items():
+    commands: dict[str, dict[str, Any]] = {"participant:kick": {}, "participant:mute": {"sources": ["microphone"]}}
+    for name, fields in commands.items():
         with pytest.raises(Forbidden):
             await mod.do(name, call_id=call.id, participant_id=ann, **fields)
     with pytest.raises(Forbidden):
@@ -159,7 +157,8 @@ async def test_a_kick_holds_while_livekit_is_away(call: Call) -> None:
 
 async def test_an_unknown_participant_is_not_found(call: Call) -> None:
     """S-018"""
-    for name, fields in {"kick": {}, "set_role": {"role": "viewer"}, "mute": {"sources": ["camera"]}}.items():
+    commands: dict[str, dict[str, Any]] = {"kick": {}, "set_role": {"role": "viewer"}, "mute": {"sources": ["camera"]}}
+    for name, fields in commands.items():
         with pytest.raises(NotFound):
             await call.sockets["ann"].do(f"participant:{name}", call_id=call.id, participant_id=uuid4(), **fields)
 
@@ -176,7 +175,7 @@ async def test_a_mute_mutes_in_livekit_and_is_told(call: Call) -> None:
         "microphone": True,
         "camera": False,
     }
-    heard = {name: event for name, event in call.sockets["ann"].heard[-2:]}
+    heard = dict(call.sockets["ann"].heard[-2:])
     assert heard["participant:muted"]["muted"] is True
     assert heard["media:changed"]["media"] == {"microphone": False, "camera": True, "screen_share": False}
     # Muted already: nothing to do, nothing to tell.
@@ -208,7 +207,8 @@ async def test_unmuting_others_is_the_media_servers_decision(call: Call, remote_
 
 
 async def test_mute_wants_one_or_all(call: Call) -> None:
-    for fields in ({}, {"all": True, "participant_id": call.participants["bob"]}):
+    neither: dict[str, Any] = {}
+    for fields in (neither, {"all": True, "participant_id": call.participants["bob"]}):
         with pytest.raises(ValidationFailed):
             await call.sockets["ann"].do("participant:mute", call_id=call.id, sources=["camera"], **fields)
 
@@ -234,9 +234,7 @@ async def test_by_rest_only_oneself_is_renamed(call: Call) -> None:
     with pytest.raises(Forbidden):
         await bob.do("participant:edit", call_id=call.id, participant_id=mine, role="host")
     with pytest.raises(Forbidden):
-        await call.hub.person("ann").do(
-            "participant:edit", call_id=call.id, participant_id=mine, display_name="Robert"
-        )
+        await call.hub.person("ann").do("participant:edit", call_id=call.id, participant_id=mine, display_name="Robert")
 
 
 async def test_everybody_who_was_there_is_listed_in_pages(call: Call) -> None:

@@ -14,7 +14,7 @@ from hub.protocol.errors import HubError, NotFound
 from tests.actions.conftest import OTHER_TENANT, Node, Person
 
 HM, H, P = {"host", "moderator"}, {"host"}, {"host", "moderator", "participant"}
-ALL = set(ROLES)
+ALL: set[str] = set(ROLES)
 # The published table: command → the roles that may. What is not here is asked by nobody in a call, or everybody.
 TABLE: dict[str, set[str]] = {
     "room:update": HM,
@@ -89,9 +89,7 @@ async def test_the_published_table_holds(hub: Node, role: Role) -> None:
             assert outcome != "internal", f"{role} {name} by {door}"
 
 
-async def outcome_of(
-    hub: Node, actor: Person, command: Command, fields: dict[str, Any], socket: Any, door: str
-) -> str:
+async def outcome_of(hub: Node, actor: Person, command: Command, fields: dict[str, Any], socket: Any, door: str) -> str:
     try:
         await hub.do(actor.actor, command.name, fields, socket=socket if door == "socket" else None)
     except HubError as error:
