@@ -39,7 +39,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         return
     try:
         # With several workers only the first one tries where there is no way to build.
-        session.config.stash[_livekit] = livekit_binary(lambda line: print(f"LiveKit: {line}", flush=True), spare_failure_s=300)
+        session.config.stash[_livekit] = livekit_binary(lambda line: print(f"LiveKit: {line}"), spare_failure_s=300)
     except EmbeddedError as error:
         session.config.stash[_livekit] = str(error)
 
@@ -165,17 +165,28 @@ async def template(postgres: Postgres) -> str:
 @pytest.fixture
 async def database(postgres: Postgres, template: str) -> AsyncIterator[TestDatabase]:
     """A copy of the migrated template (about 40 ms), dropped after the test."""
+    async with copied_database(postgres, template) as copy:
+        yield copy
+
+
+@contextlib.asynccontextmanager
+async def copied_database(postgres: Postgres, template: str) -> AsyncIterator[TestDatabase]:
+    """The same for whom a test's life is too short."""
     name = f"hub_test_{next(_serial)}"
     admin = await asyncpg.connect(postgres.dsn())
     try:
         # wal_log copies block by block; the other strategy would make a checkpoint each time.
         await admin.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}" OWNER hub_owner STRATEGY wal_log')
-        yield TestDatabase(
-            name=name,
-            owner_dsn=postgres.dsn("hub_owner", name, password=OWNER_PASSWORD),
-            app_dsn=postgres.dsn("hub_app", name, password=APP_PASSWORD),
-            admin_dsn=postgres.dsn(database=name),
-        )
+        yield database_of(postgres, name)
         await admin.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
     finally:
         await admin.close()
+
+
+def database_of(postgres: Postgres, name: str) -> TestDatabase:
+    return TestDatabase(
+        name=name,
+        owner_dsn=postgres.dsn("hub_owner", name, password=OWNER_PASSWORD),
+        app_dsn=postgres.dsn("hub_app", name, password=APP_PASSWORD),
+        admin_dsn=postgres.dsn(database=name),
+    )

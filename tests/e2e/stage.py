@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -14,6 +15,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 import aiohttp
+import asyncpg
 import socketio
 
 from hub.embedded import LiveKit, Valkey, free_port
@@ -153,9 +155,32 @@ class Stage:
         self.people.append(person)
         return person
 
-    async def close(self) -> None:
-        for person in self.people:
+    async def rows(self, query: str, *values: object) -> list[asyncpg.Record]:
+        """Past the hub and its policies: what is really there."""
+        admin = await asyncpg.connect(self.database.admin_dsn)
+        try:
+            found: list[asyncpg.Record] = await admin.fetch(query, *values)
+            return found
+        finally:
+            await admin.close()
+
+    async def call(self, call_id: str) -> asyncpg.Record:
+        (row,) = await self.rows("SELECT * FROM calls WHERE id = $1::uuid", call_id)
+        return row
+
+    async def statuses(self, call_id: str) -> dict[str, str]:
+        """Of everybody in the call's book, by identity."""
+        found = await self.rows("SELECT identity, status FROM call_participants WHERE call_id = $1::uuid", call_id)
+        return {row["identity"]: row["status"] for row in found}
+
+    async def send_home(self) -> None:
+        """The people go; the nodes stay, for the next test."""
+        people, self.people = self.people, []
+        for person in people:
             await person.close()
+
+    async def close(self) -> None:
+        await self.send_home()
         for node in self.nodes:
             await node.close()
 
@@ -235,6 +260,13 @@ class Person:
             await self.connect_media(joined["media"])
         return joined
 
+    async def ticket(self, call_id: str) -> dict[str, Any]:
+        """A LiveKit token by REST, or fail."""
+        answer = await self.rest("POST", f"/rooms/{call_id}/token", {})
+        assert answer.status == 200, answer
+        body: dict[str, Any] = answer.body
+        return body
+
     async def connect_media(self, media: Mapping[str, Any], *, video: bool = True) -> RtcClient:
         self.rtc = await RtcClient.start(media["url"], media["token"], audio=True, video=video, seconds=240)
         await self.rtc.wait_for("connected", timeout_s=STEP_S)
@@ -256,6 +288,25 @@ class Person:
         payload = found()
         assert payload is not None
         return payload
+
+    def left(self, participant_id: str) -> list[dict[str, Any]]:
+        """How often this person was told that somebody left, and with what words."""
+        return [
+            each
+            for name, payload in self.heard
+            if name == "participant:left"
+            for each in payload["participants"]
+            if each["participant_id"] == participant_id
+        ]
+
+    async def wait_for_left(self, participant_id: str, *, timeout_s: float) -> dict[str, Any]:
+        await self.wait_for("participant:left", lambda _: bool(self.left(participant_id)), timeout_s=timeout_s)
+        return self.left(participant_id)[0]
+
+    def cut_socket(self) -> None:
+        """As if the process were killed: the kernel closes the connection, nobody says goodbye."""
+        transport = self.socket.eio.ws.get_extra_info("socket")
+        transport.shutdown(socket.SHUT_RDWR)
 
     def names(self) -> list[str]:
         return [name for name, _ in self.heard]
