@@ -26,7 +26,7 @@ log = structlog.get_logger("hub.due")
 
 _BATCH = 100
 _LONGEST_S = 1.0
-# Between two looks for lost sockets; their grace is 30 s.
+# Between two looks for lost sockets; their grace is 25 s.
 _LOST_EVERY_S = 1.0
 
 

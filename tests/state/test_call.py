@@ -389,10 +389,16 @@ def test_a_full_reconnect_is_never_a_leave() -> None:
 
 
 def test_a_lost_connection_is_waited_for() -> None:
-    story = Story("anna").hear(started(0), joined(1, "anna"), left(10, "anna", "CONNECTION_TIMEOUT"))
+    story = Story("anna").hear(started(0), joined(1, "anna"), left(10, "anna", "SIGNAL_CLOSE"))
     assert (story.status("anna", 29), story.state(29).due_at) == ("reconnecting", at(30))
     anna = story.of("anna", 30)
     assert (anna.status, anna.left_reason, anna.left_at) == ("left", "connection_lost", at(10))
+
+
+def test_who_was_waited_for_by_livekit_is_waited_for_a_little_longer_only() -> None:
+    story = Story("anna").hear(started(0), joined(1, "anna"), left(21, "anna", "CONNECTION_TIMEOUT"))
+    assert (story.status("anna", 25), story.state(25).due_at) == ("reconnecting", at(26))
+    assert (story.status("anna", 26), story.of("anna", 26).left_reason) == ("left", "connection_lost")
 
 
 def test_removed_people_are_gone_at_once() -> None:
