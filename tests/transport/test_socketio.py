@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import aiohttp
 import msgpack
@@ -12,7 +12,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from hub.context import Position
+from hub.context import Position, RosterEntry
 from hub.transport.socketio import EdgeOptions
 from tests.fakes.sockets import TENANT, Closed, FakeHub, Node, Raw, connect, node, raw, until
 
@@ -495,3 +495,73 @@ async def test_the_fake_hub_serves_two_edges_apart() -> None:
         async with raw(one.socket_url, token="good:a") as a, raw(two.socket_url, token="good:a") as b:
             assert a.ready["server"]["region"] == "default" and b.ready["server"]["region"] == "eu"
         assert len(two.edge._sessions) <= 1
+
+
+async def test_a_socket_lost_while_entering_begins_its_grace(edge: Node) -> None:
+    call_id = uuid4()
+    arrived, go_on = asyncio.Event(), asyncio.Event()
+    enter = edge.hub.roster.enter
+
+    async def slow_enter(call_id: UUID, entry: RosterEntry) -> None:
+        arrived.set()
+        await go_on.wait()
+        await enter(call_id, entry)
+
+    edge.hub.roster.enter = slow_enter  # type: ignore[method-assign]
+    async with raw(edge.socket_url, token="good:a") as client:
+        await client.say(f'421["room:join",{{"call_id":"{call_id}"}}]')
+        await arrived.wait()
+        # The reader does not see the end while its command runs; the pinger does.
+        next(iter(edge.edge.sessions())).socket.cut_off()
+    go_on.set()
+    await until(lambda: list(edge.hub.roster.entries.values()) == ["interrupted"])
+    assert call_id not in edge.edge.rooms and call_id not in edge.hub.bus.rooms and not edge.edge._interest
+
+
+async def test_a_session_put_out_while_entering_stays_out(edge: Node) -> None:
+    call_id = uuid4()
+    arrived, go_on = asyncio.Event(), asyncio.Event()
+    enter = edge.hub.roster.enter
+
+    async def slow_enter(call_id: UUID, entry: RosterEntry) -> None:
+        await enter(call_id, entry)
+        arrived.set()
+        await go_on.wait()
+
+    edge.hub.roster.enter = slow_enter  # type: ignore[method-assign]
+    async with raw(edge.socket_url, token="good:a") as client:
+        await client.say(f'421["room:join",{{"call_id":"{call_id}"}}]')
+        await arrived.wait()
+        message = {"kind": "evict", "session_id": client.ready["session_id"], "call_id": str(call_id)}
+        await edge.hub.bus.control("node-1", {**message, "reason": "kicked"})
+        go_on.set()
+        assert (await client.ack(1))["error"]["code"] == "not_in_room"
+        await until(lambda: not edge.hub.roster.entries)
+        await edge.hub.bus.to_room(call_id, "test:posted", {"text": "x"})
+        assert (await client.event())[0] == "room:left"
+        await client.silence()
+
+
+async def test_everybody_is_told_when_the_cluster_is_away_and_back(edge: Node) -> None:
+    async with raw(edge.socket_url, token="good:a") as client:
+        edge.edge.degraded(True)
+        assert await client.event() == ("server:degraded", {"dependencies": ["cluster"]})
+        edge.edge.degraded(False)
+        assert await client.event() == ("server:degraded", {"dependencies": []})
+
+
+async def test_a_room_is_told_that_events_are_missing(edge: Node) -> None:
+    call_id = uuid4()
+    async with raw(edge.socket_url, token="good:a") as client:
+        await client.command("room:join", {"call_id": str(call_id)})
+        edge.edge.resynced(call_id)
+        assert await client.event() == ("room:resynced", {"call_id": str(call_id)})
+
+
+async def test_connecting_over_and_over_closes(edge: Node) -> None:
+    async with raw(edge.socket_url, token="good:a") as client:
+        for _ in range(9):
+            await client.say("40/other,")
+            assert (await client.hear()).startswith("44/other,")
+        await client.say("40/other,")
+        assert await client.closed(1) == 1002

@@ -46,6 +46,8 @@ _PATH = "/socket.io/"
 # Sockets sent away per second of a drain, before the deadline forces more: a reconnect costs the others something.
 _DRAIN_PER_S = 500
 _DRAIN_JITTER_MS = 3000
+# What everybody is told goes out in slices, so that the loop does not stall.
+_SLICE = 500
 
 
 class Subscriptions(Protocol):
@@ -87,6 +89,7 @@ class Edge:
         self._admission = Admission(self.options)
         self._heartbeat = Heartbeat(self.options.ping_ticks, self.options.pong_ticks)
         self._packets = Packets(dispatcher, hub, self._admission, self.options, self)
+        self._published = self.options.published()
         self._sessions: dict[str, Session] = {}
         self._users: dict[tuple[UUID, str], dict[Session, None]] = {}
         # Sessions in a room, or entering it: the bus is asked for the room while there are any.
@@ -119,11 +122,9 @@ class Edge:
         The rosters stay as they are: nobody has left anything.
         """
         self.draining = True
+        await self._tell_all("server:draining", lambda: {"reconnect_after_ms": random.randint(0, _DRAIN_JITTER_MS)})
         sockets = list(self.server.eio.sockets.values())
         random.shuffle(sockets)
-        for socket in sockets:
-            if socket.session is not None:
-                socket.session.send("server:draining", {"reconnect_after_ms": random.randint(0, _DRAIN_JITTER_MS)})
         over_s = min(self.options.drain_s, len(sockets) / _DRAIN_PER_S)
         started = time.monotonic()
         for number, socket in enumerate(sockets):
@@ -134,9 +135,18 @@ class Edge:
                 socket.session.close("server_draining", "this node is going down", reconnect=True)
             else:
                 socket.close(frames.RESTART)
-        # They hang up by themselves, or are hung up on.
-        async with asyncio.timeout(self.options.hangup_s + 1):
-            await self._empty.wait()
+        try:
+            # They hang up by themselves, or are hung up on.
+            async with asyncio.timeout(self.options.hangup_s + 1):
+                await self._empty.wait()
+        except TimeoutError:
+            log.warning("drained_with_commands_running", sockets=self._serving)
+
+    async def _tell_all(self, name: str, payload: Callable[[], dict[str, Any]]) -> None:
+        for number, session in enumerate(list(self._sessions.values())):
+            session.send(name, payload())
+            if number % _SLICE == _SLICE - 1:
+                await asyncio.sleep(0)
 
     # What others ask of it
 
@@ -168,13 +178,16 @@ class Edge:
         self.rooms.deliver(call_id, None, "", "room:resynced", body)
 
     def degraded(self, on: bool) -> None:
-        for session in list(self._sessions.values()):
-            session.send("server:degraded", {"dependencies": ["cluster"] if on else []})
+        payload = {"dependencies": ["cluster"] if on else []}
+        self._chores.add(lambda: self._tell_all("server:degraded", lambda: payload))
 
     def control(self, message: dict[str, Any]) -> None:
         match message.get("kind"):
             case "evict":
-                self._evict(message)
+                try:
+                    self._evict(message)
+                except (KeyError, ValueError, TypeError):
+                    log.exception("evict_misshapen")
             case "close":
                 session = self._sessions.get(str(message.get("session_id")))
                 if session is not None:
@@ -213,16 +226,25 @@ class Edge:
         session.entered.append(call_id)
         try:
             await self._subscriptions.subscribe_room(call_id)
-            # Before the roster: whoever sees the entry may already send something.
-            self.rooms.enter(call_id, session)
-            await self._register(session, call_id)
+            if session.socket.open:
+                self._demand_joined(session, call_id)
+                # Before the roster: whoever sees the entry may already send something.
+                self.rooms.enter(call_id, session)
+            await self._hub.roster.enter(call_id, self._entry(session, participant_id))
+            if session.socket.open:
+                self._demand_joined(session, call_id)
+            else:
+                # Gone meanwhile: its going knew nothing of this entry. The grace begins all the same.
+                self._depart(session, call_id, self._hub.roster.interrupt)
         except BaseException:
             if fresh:
                 self._depart(session, call_id, self._hub.roster.leave)
             raise
-        if not session.socket.open:
-            # Gone meanwhile: its going did not know of this room, or the entry came after it.
-            self._depart(session, call_id, self._hub.roster.interrupt)
+
+    @staticmethod
+    def _demand_joined(session: Session, call_id: UUID) -> None:
+        if call_id not in session.joined:
+            raise errors.NotInRoom("put out of the room while entering it")
 
     async def exit(self, session: Session, call_id: UUID) -> None:
         if call_id in session.joined:
@@ -235,14 +257,9 @@ class Edge:
     def seen(self, session: Session, call_id: UUID, position: Position) -> None:
         self.rooms.seen(call_id, session, position)
 
-    async def _register(self, session: Session, call_id: UUID) -> None:
-        participant_id = session.joined.get(call_id)
-        if participant_id is not None:
-            hub, actor = self._hub, session.actor
-            entry = RosterEntry(
-                session.id, participant_id, actor.user_id, actor.tenant_id, hub.node_id, hub.incarnation
-            )
-            await hub.roster.enter(call_id, entry)
+    def _entry(self, session: Session, participant_id: UUID) -> RosterEntry:
+        hub, actor = self._hub, session.actor
+        return RosterEntry(session.id, participant_id, actor.user_id, actor.tenant_id, hub.node_id, hub.incarnation)
 
     def _depart(self, session: Session, call_id: UUID, farewell: Callable[[UUID, str], Any] | None) -> None:
         """Out of the room at once; the roster hears `farewell` in the background."""
@@ -280,10 +297,17 @@ class Edge:
             )
             await websocket.prepare(request)
             # A task of its own: the handler is cancelled when its client goes, a running command is not.
-            await asyncio.shield(self._tasks.create_task(self._serve(request, websocket, address)))
+            await asyncio.shield(self._tasks.create_task(self._contained(request, websocket, address)))
         finally:
             self._admission.disconnect(address)
         return websocket
+
+    async def _contained(self, request: web.Request, websocket: web.WebSocketResponse[Any], address: str) -> None:
+        """One connection's bug ends one connection."""
+        try:
+            await self._serve(request, websocket, address)
+        except Exception:
+            log.exception("socket_crashed")
 
     async def _serve(self, request: web.Request, websocket: web.WebSocketResponse[Any], address: str) -> None:
         transport = request.transport
@@ -307,13 +331,11 @@ class Edge:
             log.info("packet_malformed", reason=str(refusal), address=address)
             socket.close(frames.PROTOCOL_ERROR)
             await self._until_hung_up(websocket)
-        except Exception:
-            log.exception("socket_crashed")
         finally:
-            socket.gone()
             self._serving -= 1
             if not self._serving:
                 self._empty.set()
+            socket.gone()
 
     def _opening(self, socket: Socket) -> bytes:
         options = self.options
@@ -399,7 +421,7 @@ class Edge:
             "user": {"id": actor.user_id, "role": actor.role, "display_name": actor.display_name},
             "protocol": handshake.PROTOCOL,
             "features": list(self.options.features),
-            "limits": self.options.published(),
+            "limits": self._published,
             "server": {"version": self.options.version, "node_id": hub.node_id, "region": self.options.region},
             "token_expires_at": actor.expires_at,
             "server_time": hub.clock(),

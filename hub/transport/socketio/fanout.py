@@ -12,6 +12,7 @@ from collections import deque
 from uuid import UUID
 
 import msgspec
+from prometheus_client import Counter
 
 from hub import metrics
 from hub.context import Position
@@ -26,6 +27,16 @@ ROOMS = metrics.gauge("rooms", "Rooms with sockets on this node")
 _TURN = 512
 _SLICE = 256
 _HELD = 512
+
+
+_children: dict[str, Counter] = {}
+
+
+def _sent(name: str) -> Counter:
+    child = _children.get(name)
+    if child is None:
+        child = _children[name] = EVENTS.labels(name)
+    return child
 
 
 class Frame:
@@ -221,7 +232,7 @@ class Rooms:
             if sockets:
                 room.work.append(_Work(members, sockets, data, len(batch)))
         for frame in batch:
-            EVENTS.labels(frame.name).inc(heard)
+            _sent(frame.name).inc(heard)
             if frame.position is not None:
                 room.last = frame.position
         if room.guards:

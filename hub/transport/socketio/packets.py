@@ -28,6 +28,10 @@ CONNECTS = metrics.counter("connects", "Connection attempts by outcome: ok, or t
 CLOSED = metrics.counter("sockets_closed", "Sockets closed by the server, by reason", "reason")
 
 
+# CONNECT packets on one socket, for whatever namespace.
+_ATTEMPTS = 10
+
+
 class Home(SessionHome, Protocol):
     """What packets ask of the edge."""
 
@@ -93,6 +97,9 @@ class Packets:
     async def _connect(self, socket: Socket, packet: Packet) -> None:
         if socket.session is not None and packet.namespace == "/":
             raise Malformed("connected already")
+        socket.attempts += 1
+        if socket.attempts > _ATTEMPTS:
+            raise Malformed("too many attempts")
         try:
             if packet.namespace != "/":
                 raise errors.NamespaceForbidden()

@@ -50,6 +50,7 @@ class Socket:
         "_wire",
         "address",
         "alive",
+        "attempts",
         "busy",
         "codec",
         "partial",
@@ -83,6 +84,7 @@ class Socket:
         # A command is running: frames behind it wait, the pong among them.
         self.busy = False
         self.queued = 0
+        self.attempts = 0
         # A packet whose attachments are still coming.
         self.partial: Packet | None = None
         self.parts: list[bytes] = []
