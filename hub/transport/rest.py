@@ -6,10 +6,12 @@ A request becomes the same mapping a socket would send, runs down the same road,
 from __future__ import annotations
 
 import asyncio
+import functools
+import operator
 import re
 import types
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Annotated, Any, Final, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 from uuid import UUID
 
 import msgspec
@@ -45,11 +47,13 @@ def setup(app: web.Application, dispatcher: Dispatcher, hub: Hub) -> None:
 def _handler(
     command: Command, dispatcher: Dispatcher, hub: Hub
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    kinds = {field.encode_name: _given(field.type) for field in msgspec.structs.fields(command.message)}
+
     async def handle(request: web.Request) -> web.StreamResponse:
         request[COMMAND] = command
         # First of all: who is not let in learns nothing about bodies and fields.
         actor = await authenticate(request, hub)
-        fields = await _fields(request, command, actor, hub)
+        fields = await _fields(request, command, kinds, actor, hub)
         ctx = Context(
             hub=hub,
             actor=actor,
@@ -71,16 +75,17 @@ async def authenticate(request: web.Request, hub: Hub) -> Actor:
     return await hub.tokens.verify(token)
 
 
-async def _fields(request: web.Request, command: Command, actor: Actor, hub: Hub) -> dict[str, Any]:
+async def _fields(
+    request: web.Request, command: Command, kinds: Mapping[str, Any], actor: Actor, hub: Hub
+) -> dict[str, Any]:
     """The message as a mapping: from the path, and the query or the body."""
     assert command.http is not None
-    types_ = {field.encode_name: field.type for field in msgspec.structs.fields(command.message)}
     if command.http.method in _BODY_METHODS:
         if request.query:
             raise _unknown(next(iter(request.query)))
         given = await _body(request)
     else:
-        given = {name: _query(request, name, types_) for name in dict.fromkeys(request.query)}
+        given = {name: _query(request, name, kinds) for name in dict.fromkeys(request.query)}
     for name in command.http.fields:
         if name in given:
             raise _unknown(name)
@@ -89,7 +94,7 @@ async def _fields(request: web.Request, command: Command, actor: Actor, hub: Hub
         if name in given:
             raise _unknown(name)
     for name in command.http.fields:
-        given[name] = await _part(name, request.match_info[name], types_[name], command, actor, hub)
+        given[name] = await _part(name, request.match_info[name], kinds[name], command, actor, hub)
     return given
 
 
@@ -100,7 +105,7 @@ async def _part(name: str, text: str, kind: Any, command: Command, actor: Actor,
     if "\x00" in text or len(text) > 512:
         raise errors.NotFound()
     try:
-        return msgspec.convert(text, kind, strict=False)
+        return _read(text, kind)
     except msgspec.ValidationError:
         raise errors.NotFound() from None
 
@@ -158,31 +163,47 @@ def plain(value: Any, path: str) -> Any:
     return value
 
 
-def _query(request: web.Request, name: str, types_: Mapping[str, Any]) -> Any:
+def _query(request: web.Request, name: str, kinds: Mapping[str, Any]) -> Any:
     """One query parameter as its field's type. A list may be repeated, or comma-separated."""
-    if name not in types_:
+    if name not in kinds:
         raise _unknown(name)
     values = request.query.getall(name)
-    kind = types_[name]
+    kind = kinds[name]
     given: Any = values[0]
-    if _listed(kind):
+    if _mentions(kind, list, tuple, set, frozenset):
         given = [part for value in values for part in value.split(",")]
     elif len(values) > 1:
         raise errors.ValidationFailed(f"{name}: given twice", errors=[FieldError(name, "given twice")])
     plain(given, name)
     try:
-        return msgspec.convert(given, kind, strict=False)
+        return _read(given, kind)
     except msgspec.ValidationError as error:
         raise invalid(f"{str(error).partition(' - at ')[0]} - at `$.{name}`") from None
 
 
-def _listed(kind: Any) -> bool:
+def _given(kind: Any) -> Any:
+    """A field's type without its "not there": in a query, `null` is a word of four letters."""
+    if get_origin(kind) is Annotated:
+        inner, *notes = get_args(kind)
+        return Annotated[(_given(inner), *notes)]
+    if get_origin(kind) in (Union, types.UnionType):
+        left = [part for part in get_args(kind) if part not in (types.NoneType, msgspec.UnsetType)]
+        return functools.reduce(operator.or_, left)
+    return kind
+
+
+def _mentions(kind: Any, *wanted: type) -> bool:
+    """Whether a field may hold one of these, itself or inside."""
     origin = get_origin(kind)
-    if origin is Annotated:
-        return _listed(get_args(kind)[0])
-    if origin in (Union, types.UnionType):
-        return any(_listed(part) for part in get_args(kind))
-    return (origin or kind) in (list, tuple, set, frozenset)
+    if (origin or kind) in wanted:
+        return True
+    parts = get_args(kind)[:1] if origin is Annotated else () if origin is Literal else get_args(kind)
+    return any(_mentions(part, *wanted) for part in parts)
+
+
+def _read(text: str | list[str], kind: Any) -> Any:
+    """Text as a field. Only numbers and claims are read leniently, or `7` would be a time and `null` nothing."""
+    return msgspec.convert(text, kind, strict=not _mentions(kind, int, float, bool))
 
 
 def _unknown(name: str) -> errors.ValidationFailed:
@@ -204,7 +225,9 @@ def _op_key(request: web.Request, command: Command) -> str | None:
 def _if_match(request: web.Request) -> str | None:
     """The quoted tag as it came. `*` asks for nothing that a 404 does not say already."""
     tag = request.headers.get(hdrs.IF_MATCH, "").strip()
-    return None if tag in ("", "*") else tag[:256]
+    if len(tag) > 256:
+        raise errors.BadRequest("If-Match: at most 256 characters")
+    return None if tag in ("", "*") else tag
 
 
 def _client(request: web.Request) -> str:

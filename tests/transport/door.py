@@ -29,6 +29,8 @@ from hub.transport.auth import TokenRules, Tokens
 SECRET = "the-secret-of-these-tests-is-long-enough"
 ORIGIN = "https://app.example.com"
 commands = Commands()
+# Nobody is refused for asking often, but where a test is about that.
+_OFTEN = Rate(1_000_000, per_s=1)
 
 
 class MakeThing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,7 +50,7 @@ class Thing(msgspec.Struct, frozen=True):
 
     @property
     def etag(self) -> str:
-        return f'"{self.name}-{self.count}"'
+        return f'"{self.name.encode().hex()}-{self.count}"'
 
 
 class NameThing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -101,7 +103,7 @@ def _world(ctx: Context) -> World:
     return world
 
 
-@commands.add("thing:make", needs="user", http=Http("POST", "/things", 201, location="/things/{thing_id}"))
+@commands.add("thing:make", needs="user", http=Http("POST", "/things", 201, location="/things/{thing_id}"), rate=_OFTEN)
 async def make(ctx: Context, message: MakeThing) -> Thing:
     """Make a thing."""
     world = _world(ctx)
@@ -111,14 +113,14 @@ async def make(ctx: Context, message: MakeThing) -> Thing:
     return thing
 
 
-@commands.add("thing:list", needs="user", http=Http("GET", "/things"), mutates=False)
+@commands.add("thing:list", needs="user", http=Http("GET", "/things"), mutates=False, rate=_OFTEN)
 async def find(ctx: Context, message: ListThings) -> Asked:
     """Say what was asked for."""
     _world(ctx)
     return Asked(message)
 
 
-@commands.add("thing:get", needs="user", http=Http("GET", "/things/{thing_id}"), mutates=False)
+@commands.add("thing:get", needs="user", http=Http("GET", "/things/{thing_id}"), mutates=False, rate=_OFTEN)
 async def get(ctx: Context, message: NameThing) -> Thing:
     """Show a thing."""
     thing = _world(ctx).things.get(message.thing_id)
@@ -127,7 +129,7 @@ async def get(ctx: Context, message: NameThing) -> Thing:
     return thing
 
 
-@commands.add("thing:update", needs="user", http=Http("PATCH", "/things/{thing_id}"))
+@commands.add("thing:update", needs="user", http=Http("PATCH", "/things/{thing_id}"), rate=_OFTEN)
 async def update(ctx: Context, message: UpdateThing) -> Thing:
     """Change a thing."""
     world = _world(ctx)
@@ -142,14 +144,14 @@ async def update(ctx: Context, message: UpdateThing) -> Thing:
     return changed
 
 
-@commands.add("thing:remove", needs="user", http=Http("DELETE", "/things/{thing_id}", 204))
+@commands.add("thing:remove", needs="user", http=Http("DELETE", "/things/{thing_id}", 204), rate=_OFTEN)
 async def remove(ctx: Context, message: NameThing) -> None:
     """Throw a thing away."""
     if _world(ctx).things.pop(message.thing_id, None) is None:
         raise errors.NotFound()
 
 
-@commands.add("thing:slow", needs="user", http=Http("POST", "/slow"), deadline_s=0.3)
+@commands.add("thing:slow", needs="user", http=Http("POST", "/slow"), deadline_s=0.3, rate=_OFTEN)
 async def slow(ctx: Context, message: Nothing) -> None:
     """Take longer than the deadline."""
     world = _world(ctx)
@@ -160,19 +162,19 @@ async def slow(ctx: Context, message: Nothing) -> None:
         raise
 
 
-@commands.add("thing:long", needs="user", http=Http("POST", "/long"), deadline_s=30)
+@commands.add("thing:long", needs="user", http=Http("POST", "/long"), deadline_s=30, rate=_OFTEN)
 async def long(ctx: Context, message: Nothing) -> None:
     """Take as long as the deadline allows."""
     await slow(ctx, message)
 
 
-@commands.add("thing:crash", needs="user", http=Http("POST", "/crash"))
+@commands.add("thing:crash", needs="user", http=Http("POST", "/crash"), rate=_OFTEN)
 async def crash(ctx: Context, message: Nothing) -> None:
     """Have a bug."""
     raise LookupError("a secret detail")
 
 
-@commands.add("thing:refuse", needs="user", http=Http("POST", "/refusals/{code}"))
+@commands.add("thing:refuse", needs="user", http=Http("POST", "/refusals/{code}"), rate=_OFTEN)
 async def refuse(ctx: Context, message: Refuse) -> None:
     """Refuse with the code."""
     known = errors.TABLE.get(message.code)
@@ -186,13 +188,13 @@ async def rare(ctx: Context, message: Nothing) -> None:
     """Once a minute."""
 
 
-@commands.add("thing:rule", needs="admin", http=Http("GET", "/admin/things"), mutates=False)
+@commands.add("thing:rule", needs="admin", http=Http("GET", "/admin/things"), mutates=False, rate=_OFTEN)
 async def rule(ctx: Context, message: Nothing) -> Nothing:
     """For operators."""
     return Nothing()
 
 
-@commands.add("thing:call", needs="user", http=Http("GET", "/calls/{call_id}"), mutates=False)
+@commands.add("thing:call", needs="user", http=Http("GET", "/calls/{call_id}"), mutates=False, rate=_OFTEN)
 async def of_call(ctx: Context, message: NameCall) -> NameCall:
     """Say which call was meant."""
     return message

@@ -1,0 +1,39 @@
+"""Requests made up out of a hub's own OpenAPI document, sent to it by schemathesis."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+# As many to each route as the time allows: FUZZ_EXAMPLES=1000 for a night.
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
+# A good request may still meet a call that has ended, or a tag that is stale.
+_CONFIG = """
+[checks.positive_data_acceptance]
+expected-statuses = ["2xx", "401", "403", "404", "409", "410", "412", "429"]
+"""
+
+
+async def fuzz(url: str, token: str, directory: Path, *, paths: str, examples: int = EXAMPLES) -> None:
+    """Fail with what was found, as requests that can be sent again. `paths`: a regular expression."""
+    config = directory / "schemathesis.toml"
+    config.write_text(_CONFIG)
+    run = await asyncio.create_subprocess_exec(
+        *(str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(config), "--no-color"),
+        *("run", f"{url.rstrip('/')}/openapi.json", "--header", f"Authorization: Bearer {token}"),
+        *("--include-path-regex", paths, "--checks", "all", "--phases", "examples,coverage,fuzzing"),
+        *("--max-examples", str(examples), "--seed", "1", "--suppress-health-check", "all"),
+        *("--generation-database", "none"),
+        cwd=directory,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        output, _ = await run.communicate()
+    finally:
+        if run.returncode is None:
+            run.kill()
+            await run.wait()
+    assert run.returncode == 0, output.decode()
