@@ -20,7 +20,7 @@ from hub.transport.socketio import EdgeOptions
 from tests.fakes.sockets import Node, node, until
 
 _PACKAGES = ("socket.io-client@4.8.4", "socket.io-msgpack-parser@3.0.2")
-_OPTIONS = EdgeOptions(events_burst=1000, ping_ticks=5, pong_ticks=3, tick_s=0.1, max_connections_per_user=50)
+_OPTIONS = EdgeOptions(events_burst=1000, ping_ticks=3, pong_ticks=2, tick_s=0.8, max_connections_per_user=50)
 
 
 @pytest_asyncio.fixture
@@ -187,5 +187,5 @@ async def test_python_a_session_closed_for_good_stays_away(edge: Node, packed: b
 
 async def test_python_heartbeats_keep_a_quiet_client_connected(edge: Node) -> None:
     async with client(edge) as one:
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(3.5)
         assert one.sio.connected and not one.disconnects
