@@ -31,6 +31,7 @@ from hub.state.facts import (
     ParticipantFacts,
     Reported,
     Session,
+    SweepSeen,
     Track,
     close_attachments,
 )
@@ -68,6 +69,7 @@ async def settle(
 
     Holds the call's row until the transaction ends: settle late in it, and ask nobody else while it is open.
     """
+    fold = tuple(fold)
     loaded = await facts.load(tx, call_id)
     if loaded is None:
         raise NotFound("no such call")
@@ -84,9 +86,13 @@ async def settle(
         call=call,
         participants=tuple(people.values()),
         events=tuple(_events(call, people, states.changes(before, after))),
-        orders=tuple(states.orders(learned, after)),
+        orders=tuple(states.orders(learned, after, _listed(fold))),
         news=news,
     )
+
+
+def _listed(news: Iterable[FactEvent]) -> set[str]:
+    return {person.part_sid for event in news if isinstance(event, SweepSeen) for person in event.people or ()}
 
 
 def _facts(loaded: facts.Loaded) -> CallFacts:

@@ -7,7 +7,7 @@ what LiveKit has to be told. `CallState.due_at` is when time alone will change t
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import zip_longest
 from typing import Literal
@@ -135,6 +135,10 @@ def derive(facts: CallFacts, now: datetime, grace: Grace) -> CallState:
         )
         due.append(person_due)
     status: CallStatus = "waiting" if started_at is None else "active"
+    if status == "active" and end is None and _abandoned(facts, rooms, states):
+        # Nobody would come back to a room that was made again: no need to wait for the end of the grace.
+        ended_at = empty_since or rooms[-1].finished_at
+        return derive(msgspec.structs.replace(facts, ended_at=ended_at, end_reason="room_finished"), now, grace)
     return CallState(
         call_id=facts.call_id,
         status="ended" if end else status,
@@ -172,13 +176,16 @@ def changes(before: CallState, after: CallState) -> list[Change]:
     return told
 
 
-def orders(facts: CallFacts, state: CallState) -> list[Order]:
-    """What LiveKit must be told so that it agrees. Each is given again until it does."""
+def orders(facts: CallFacts, state: CallState, seen: Collection[str] = ()) -> list[Order]:
+    """What LiveKit must be told so that it agrees. Each is given again until it does.
+
+    `seen`: the sids of sessions that LiveKit has just listed.
+    """
     rooms = _in_order(facts)
     if state.status == "ended":
         alive = tuple(room.room_sid for room in rooms if room.finished_by is None)
         return [DeleteRoom(alive)] if alive else []
-    wanted: list[Order] = [Remove(identity) for identity in _intruders(facts, rooms)]
+    wanted: list[Order] = [Remove(identity) for identity in _intruders(facts, rooms, seen)]
     if _room_is_gone(facts, rooms) and _awaited(state):
         wanted.append(MakeRoom())
     return wanted
@@ -232,7 +239,7 @@ def _by_person(facts: CallFacts, lives: Sequence[Life]) -> defaultdict[str, list
     for life in lives:
         person = people.get(life.session.identity)
         if person is not None and life.session.countable is not False and not _after_kick(life, person):
-            found[person.identity].append(life)
+            found[person.identity].append(participant.spoken_for(life, person))
     return found
 
 
@@ -244,8 +251,12 @@ def _after_kick(life: Life, person: ParticipantFacts) -> bool:
     return person.kicked or (readmitted_at is not None and known_at < readmitted_at)
 
 
-def _intruders(facts: CallFacts, rooms: Sequence[Incarnation]) -> list[str]:
-    """Identities with an open session that may not have one: kicked, said goodbye, or never let in by the hub."""
+def _intruders(facts: CallFacts, rooms: Sequence[Incarnation], seen: Collection[str]) -> list[str]:
+    """Identities with an open session that may not have one: kicked, never let in, or gone by their own word.
+
+    LiveKit removes by identity. Whoever said goodbye may be back by now in a session of which nothing was heard yet, so
+    their old one must have been seen alive just now.
+    """
     people = {person.identity: person for person in facts.participants.values()}
     found: dict[str, None] = {}
     for life in _lives(facts, rooms):
@@ -254,7 +265,8 @@ def _intruders(facts: CallFacts, rooms: Sequence[Incarnation]) -> list[str]:
             continue
         # Of an identity that only a track event told of it is not known whether it is a person at all.
         unknown = person is None and life.session.countable is True
-        if unknown or (person and (person.kicked or participant.spoken_for(life, person).closing is not None)):
+        gone = life.session.part_sid in seen and person and participant.spoken_for(life, person).closing is not None
+        if unknown or gone or (person and person.kicked):
             found[life.session.identity] = None
     return list(found)
 
@@ -302,6 +314,12 @@ def _outlook(
     return (
         _Outlook(_End(min(lost_at, empty_since or lost_at), "media_lost")) if due_at <= now else _Outlook(None, due_at)
     )
+
+
+def _abandoned(facts: CallFacts, rooms: Sequence[Incarnation], states: Mapping[UUID, ParticipantState]) -> bool:
+    if facts.media_silent_since is not None or rooms[-1].finished_by is None:
+        return False
+    return not any(state.status in SEATED for state in states.values())
 
 
 def _room_ended(facts: CallFacts, rooms: Sequence[Incarnation], counted: Sequence[Life]) -> bool:

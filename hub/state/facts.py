@@ -326,9 +326,9 @@ def _webhook(
 def _alive(facts: CallFacts, known_at: datetime) -> CallFacts:
     """News from LiveKit that is newer than its silence ends the silence."""
     absent, silent = facts.room_absent_since, facts.media_silent_since
-    if absent is not None and known_at > absent:
+    if absent is not None and known_at >= absent:
         facts = msgspec.structs.replace(facts, room_absent_since=None)
-    if silent is not None and known_at > silent:
+    if silent is not None and known_at >= silent:
         facts = msgspec.structs.replace(facts, media_silent_since=None)
     return facts
 
