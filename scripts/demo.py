@@ -24,13 +24,12 @@ import aiohttp
 import socketio
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from rtc import RtcClient  # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 from hub import settings  # noqa: E402
 from hub.app import make_tokens  # noqa: E402
 from hub.cli import environment  # noqa: E402
+from tests.rtc import RtcClient  # noqa: E402
 
 BUILD_S = 1800.0
 STEP_S = 30.0
