@@ -188,6 +188,7 @@ async def test_a_redis_that_lost_its_data_gives_every_room_a_new_epoch(open_node
         await b.bus.subscribe_room(call_id)
         before = await a.bus.to_room(call_id, "chat:posted", Said("before"))
         assert before is not None
+        await until(lambda: bool(ear_a.events and ear_b.events))
         forgetful.kill()
         await asyncio.sleep(0.2)
         forgetful.start()
