@@ -59,9 +59,12 @@ class Ears:
         return next(payload for _, heard, payload in reversed(self.heard) if heard == name)
 
 
-class Always:
+class Leader:
+    def __init__(self) -> None:
+        self.leading = True
+
     async def leads(self) -> bool:
-        return True
+        return self.leading
 
 
 class World:
@@ -72,7 +75,8 @@ class World:
         self.bus = Ears()
         self.clock = Clock()
         self.inbox = Inbox(self, webhooks.parse, poll_s=0.2)
-        self.sweep = Sweep(self, Always(), regions=["default"], every_s=1.0, probe_s=0.1)
+        self.leader = Leader()
+        self.sweep = Sweep(self, self.leader, regions=["default"], every_s=1.0, probe_s=0.1)
         self.due = Due(self)
         self.tenant_id = uuid4()
         # While false every webhook is answered 503 and nothing is kept, as when the hub is down.
