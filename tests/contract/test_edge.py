@@ -38,7 +38,7 @@ async def cleaned_up(edge: Node, seconds: float = 1.0) -> None:
     """Nothing of any connection is left, and the roster knows within a second."""
     await until(lambda: not edge.edge._sessions and not edge.edge.server.eio.sockets, seconds)
     await until(lambda: set(edge.hub.roster.entries.values()) <= {"interrupted"}, seconds)
-    assert not edge.edge._interest and not edge.hub.bus.rooms
+    assert not len(edge.edge.attendance) and not edge.hub.bus.rooms
     assert not edge.edge.server._binary_packet and not edge.edge.server.environ
     assert not edge.edge.server.manager.sid_from_eio_sid("", "/")
     assert all(not clients for clients in edge.edge.server.manager._clients.values())

@@ -92,7 +92,6 @@ async def test_a_wrong_handshake_is_refused_before_the_upgrade(edge: Node, query
 
 
 async def test_origins_are_held_against_the_list() -> None:
-    """S-256"""
     async with node(EdgeOptions(origins=frozenset({"https://app.example"}))) as edge:
         async with raw(edge.socket_url, token="good:a", headers={"Origin": "https://app.example"}):
             pass
@@ -214,14 +213,14 @@ async def test_a_join_that_is_refused_leaves_nothing_behind(edge: Node) -> None:
         assert refused["error"]["code"] == "room_full"
         await client.silence()
         await until(lambda: not edge.hub.roster.entries)
-        assert call_id not in edge.hub.bus.rooms and not edge.edge._interest
+        assert call_id not in edge.hub.bus.rooms and not len(edge.edge.attendance)
 
 
 async def test_a_join_without_the_cluster_is_refused(edge: Node) -> None:
     async with raw(edge.socket_url, token="good:a") as client:
         edge.hub.bus.down = True
         refused = await client.command("room:join", {"call_id": str(uuid4())})
-        assert refused["error"]["code"] == "cluster_unavailable" and not edge.edge._interest
+        assert refused["error"]["code"] == "cluster_unavailable" and not len(edge.edge.attendance)
         assert (await client.command("test:echo", {"text": "still"}))["ok"]
 
 
@@ -515,7 +514,7 @@ async def test_a_socket_lost_while_entering_begins_its_grace(edge: Node) -> None
         next(iter(edge.edge.sessions())).socket.cut_off()
     go_on.set()
     await until(lambda: list(edge.hub.roster.entries.values()) == ["interrupted"])
-    assert call_id not in edge.edge.rooms and call_id not in edge.hub.bus.rooms and not edge.edge._interest
+    assert call_id not in edge.edge.rooms and call_id not in edge.hub.bus.rooms and not len(edge.edge.attendance)
 
 
 async def test_a_session_put_out_while_entering_stays_out(edge: Node) -> None:

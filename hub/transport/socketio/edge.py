@@ -11,7 +11,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Iterable
-from datetime import datetime
+from datetime import UTC
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -20,14 +20,18 @@ import structlog
 from aiohttp import WSMsgType, web
 
 from hub import metrics
-from hub.context import Hub, Position, RosterEntry
+from hub.commands import Event
+from hub.context import Hub, RosterEntry
 from hub.dispatch import Dispatcher
 from hub.protocol import errors
 from hub.protocol.errors import HubError
+from hub.protocol.notices import Recovery, ServerDegraded, ServerDraining, SessionReady, You
+from hub.protocol.notices import Server as ServerView
 from hub.transport.address import client_address, networks
 from hub.transport.problems import problem
 from hub.transport.socketio import frames, handshake
 from hub.transport.socketio.admission import Admission
+from hub.transport.socketio.attendance import Attendance, RoomSubscriptions
 from hub.transport.socketio.chores import Chores
 from hub.transport.socketio.engine import Heartbeat, beat, receive
 from hub.transport.socketio.fanout import Rooms
@@ -50,11 +54,9 @@ _DRAIN_JITTER_MS = 3000
 _SLICE = 500
 
 
-class Subscriptions(Protocol):
+class Subscriptions(RoomSubscriptions, Protocol):
     """The bus, as a node that has sockets uses it. Subscribing raises ClusterUnavailable."""
 
-    async def subscribe_room(self, call_id: UUID) -> None: ...
-    def unsubscribe_room(self, call_id: UUID) -> None: ...
     async def subscribe_user(self, tenant_id: UUID, user_id: str) -> None: ...
     def unsubscribe_user(self, tenant_id: UUID, user_id: str) -> None: ...
 
@@ -88,13 +90,15 @@ class Edge:
         self._proxies = networks(self.options.trusted_proxies)
         self._admission = Admission(self.options)
         self._heartbeat = Heartbeat(self.options.ping_ticks, self.options.pong_ticks)
-        self._packets = Packets(dispatcher, hub, self._admission, self.options, self)
+        self._features = list(self.options.features)
         self._published = self.options.published()
+        self._server = ServerView(self.options.version, hub.node_id, self.options.region)
+        self._recovery = Recovery(hub.rules.recovery_window_s)
         self._sessions: dict[str, Session] = {}
         self._users: dict[tuple[UUID, str], dict[Session, None]] = {}
-        # Sessions in a room, or entering it: the bus is asked for the room while there are any.
-        self._interest: dict[UUID, int] = {}
         self._chores = Chores()
+        self.attendance = Attendance(hub, self.rooms, subscriptions, self._chores)
+        self._packets = Packets(dispatcher, hub, self._admission, self.options, self.attendance, self._welcome)
         self._tasks: asyncio.TaskGroup | None = None
         self._serving = 0
         self._empty = asyncio.Event()
@@ -122,7 +126,7 @@ class Edge:
         The rosters stay as they are: nobody has left anything.
         """
         self.draining = True
-        await self._tell_all("server:draining", lambda: {"reconnect_after_ms": random.randint(0, _DRAIN_JITTER_MS)})
+        await self._tell_all(lambda: ServerDraining(random.randint(0, _DRAIN_JITTER_MS)))
         sockets = list(self.server.eio.sockets.values())
         random.shuffle(sockets)
         over_s = min(self.options.drain_s, len(sockets) / _DRAIN_PER_S)
@@ -142,16 +146,13 @@ class Edge:
         except TimeoutError:
             log.warning("drained_with_commands_running", sockets=self._serving)
 
-    async def _tell_all(self, name: str, payload: Callable[[], dict[str, Any]]) -> None:
+    async def _tell_all(self, event: Callable[[], Event]) -> None:
         for number, session in enumerate(list(self._sessions.values())):
-            session.send(name, payload())
+            session.tell(event())
             if number % _SLICE == _SLICE - 1:
                 await asyncio.sleep(0)
 
     # What others ask of it
-
-    def now(self) -> datetime:
-        return self._hub.clock()
 
     def sessions(self) -> Iterable[Session]:
         return self._sessions.values()
@@ -160,7 +161,7 @@ class Edge:
         return self._sessions.get(session_id)
 
     def load(self) -> dict[str, int]:
-        return {"sockets": len(self.server.eio.sockets), "sessions": len(self._sessions), "rooms": len(self._interest)}
+        return {"sockets": len(self.server.eio.sockets), "sessions": len(self._sessions), "rooms": len(self.attendance)}
 
     # The bus' listener
 
@@ -178,8 +179,8 @@ class Edge:
         self.rooms.deliver(call_id, None, "", "room:resynced", body)
 
     def degraded(self, on: bool) -> None:
-        payload = {"dependencies": ["cluster"] if on else []}
-        self._chores.add(lambda: self._tell_all("server:degraded", lambda: payload))
+        event = ServerDegraded(["cluster"] if on else [])
+        self._chores.add(lambda: self._tell_all(lambda: event))
 
     def control(self, message: dict[str, Any]) -> None:
         match message.get("kind"):
@@ -205,7 +206,7 @@ class Edge:
         for session in self.rooms.sessions(call_id):
             if session.id == session_id or str(session.joined.get(call_id)) == participant_id:
                 session.send(str(message.get("event") or "room:left"), {"call_id": call_id, **told})
-                self._depart(session, call_id, self._hub.roster.leave)
+                self.attendance.put_out(session, call_id)
 
     def seen_as_lost(self, call_id: UUID, entry: RosterEntry) -> None:
         """This node was away for so long that the others gave its session up: the client has to join again."""
@@ -213,64 +214,6 @@ class Edge:
         if session is not None:
             CLOSED.labels("seen_as_lost").inc()
             session.close("connection_lost", "this node lost the others for a while", reconnect=True)
-
-    # A session's home
-
-    async def enter(self, session: Session, call_id: UUID, participant_id: UUID) -> None:
-        fresh = call_id not in session.joined
-        if fresh and len(session.joined) >= self._hub.rules.rooms_per_session:
-            raise errors.Conflict(f"a session can be in {self._hub.rules.rooms_per_session} rooms")
-        if fresh:
-            self._interest[call_id] = self._interest.get(call_id, 0) + 1
-        session.joined[call_id] = participant_id
-        session.entered.append(call_id)
-        try:
-            await self._subscriptions.subscribe_room(call_id)
-            if session.socket.open:
-                self._demand_joined(session, call_id)
-                # Before the roster: whoever sees the entry may already send something.
-                self.rooms.enter(call_id, session)
-            await self._hub.roster.enter(call_id, self._entry(session, participant_id))
-            if session.socket.open:
-                self._demand_joined(session, call_id)
-            else:
-                # Gone meanwhile: its going knew nothing of this entry. The grace begins all the same.
-                self._depart(session, call_id, self._hub.roster.interrupt)
-        except BaseException:
-            if fresh:
-                self._depart(session, call_id, self._hub.roster.leave)
-            raise
-
-    @staticmethod
-    def _demand_joined(session: Session, call_id: UUID) -> None:
-        if call_id not in session.joined:
-            raise errors.NotInRoom("put out of the room while entering it")
-
-    async def exit(self, session: Session, call_id: UUID) -> None:
-        if call_id in session.joined:
-            self._depart(session, call_id, None)
-            try:
-                await self._hub.roster.leave(call_id, session.id)
-            except HubError:
-                self._chores.add(lambda: self._hub.roster.leave(call_id, session.id))
-
-    def seen(self, session: Session, call_id: UUID, position: Position) -> None:
-        self.rooms.seen(call_id, session, position)
-
-    def _entry(self, session: Session, participant_id: UUID) -> RosterEntry:
-        hub, actor = self._hub, session.actor
-        return RosterEntry(session.id, participant_id, actor.user_id, actor.tenant_id, hub.node_id, hub.incarnation)
-
-    def _depart(self, session: Session, call_id: UUID, farewell: Callable[[UUID, str], Any] | None) -> None:
-        """Out of the room at once; the roster hears `farewell` in the background."""
-        if session.joined.pop(call_id, None) is not None:
-            self._interest[call_id] -= 1
-            if not self._interest[call_id]:
-                del self._interest[call_id]
-                self._subscriptions.unsubscribe_room(call_id)
-        self.rooms.exit(call_id, session)
-        if farewell is not None:
-            self._chores.add(lambda: farewell(call_id, session.id))
 
     # Connections
 
@@ -389,12 +332,11 @@ class Edge:
         if not mates:
             del self._users[session.user]
             self._subscriptions.unsubscribe_user(*session.user)
-        for call_id in list(session.joined):
-            self._depart(session, call_id, None if self.draining else self._hub.roster.interrupt)
+        self.attendance.lost(session, interrupt=not self.draining)
 
     # Sessions
 
-    def welcome(self, session: Session) -> None:
+    def _welcome(self, session: Session) -> None:
         """CONNECT and `session:ready` in one write; whatever else is due to it comes after."""
         socket = session.socket
         socket.settled()
@@ -411,32 +353,22 @@ class Edge:
         session.watch_expiry()
         sid = self.server.manager.connect(socket.sid, "/")
         codec = socket.codec
-        socket.write(codec.connect(sid) + codec.event("session:ready", self._ready(session)), 2)
+        socket.write(codec.connect(sid) + codec.event(SessionReady.name, self._ready(session)), 2)
         log.info("session_started", session_id=session.id, user_id=session.actor.user_id, client=session.client)
 
-    def _ready(self, session: Session) -> dict[str, Any]:
-        actor, hub = session.actor, self._hub
-        return {
-            "session_id": session.id,
-            "user": {"id": actor.user_id, "role": actor.role, "display_name": actor.display_name},
-            "protocol": handshake.PROTOCOL,
-            "features": list(self.options.features),
-            "limits": self._published,
-            "server": {"version": self.options.version, "node_id": hub.node_id, "region": self.options.region},
-            "token_expires_at": actor.expires_at,
-            "server_time": hub.clock(),
-            "recovery": {"window_s": hub.rules.recovery_window_s},
-        }
-
-    def answered(self, session: Session, ok: bool) -> None:
-        """The ack of a command has left: what was held back for it follows."""
-        entered, session.entered = session.entered, []
-        for call_id in entered:
-            if ok:
-                self.rooms.release(call_id, session)
-            elif call_id in session.joined:
-                # The client was told that it is not in: so it must not hear the room.
-                self._depart(session, call_id, self._hub.roster.leave)
+    def _ready(self, session: Session) -> SessionReady:
+        actor = session.actor
+        return SessionReady(
+            session_id=session.id,
+            user=You(actor.user_id, actor.role, actor.display_name),
+            protocol=handshake.PROTOCOL,
+            features=self._features,
+            limits=self._published,
+            server=self._server,
+            token_expires_at=actor.expires_at.astimezone(UTC),
+            server_time=self._hub.clock().astimezone(UTC),
+            recovery=self._recovery,
+        )
 
     async def _hear_user(self, user: tuple[UUID, str]) -> None:
         if user in self._users:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from aiohttp import hdrs, web
@@ -11,7 +11,7 @@ from aiohttp import hdrs, web
 from hub.protocol import errors
 from hub.transport.socketio.codec import Codec, Json, Msgpack
 
-PROTOCOL = "1"
+PROTOCOL: Final = "1"
 _TOKEN_PARAMETERS = ("token", "access_token", "auth", "jwt")
 _DEVICE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 

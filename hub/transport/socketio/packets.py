@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -33,9 +34,8 @@ _ATTEMPTS = 10
 
 
 class Home(SessionHome, Protocol):
-    """What packets ask of the edge."""
+    """Where sessions have their rooms."""
 
-    def welcome(self, session: Session) -> None: ...
     def answered(self, session: Session, ok: bool) -> None: ...
 
 
@@ -43,13 +43,20 @@ class Packets:
     """One for all connections of a node. Raises Malformed for what no well-behaved client sends."""
 
     def __init__(
-        self, dispatcher: Dispatcher, hub: Hub, admission: Admission, options: EdgeOptions, home: Home
+        self,
+        dispatcher: Dispatcher,
+        hub: Hub,
+        admission: Admission,
+        options: EdgeOptions,
+        home: Home,
+        welcome: Callable[[Session], None],
     ) -> None:
         self._dispatcher = dispatcher
         self._hub = hub
         self._admission = admission
         self._options = options
         self._home = home
+        self._welcome = welcome
         self.json = Json(options.nesting, options.attachments)
         self.msgpack = Msgpack(options.nesting)
         self._takes_bytes = frozenset(command.name for command in dispatcher.commands if _has_bytes(command.message))
@@ -119,12 +126,13 @@ class Packets:
             socket,
             actor,
             self._home,
+            self._hub.clock,
             self._options,
             client=auth.client,
             device_id=auth.device_id,
             locale=auth.locale,
         )
-        self._home.welcome(session)
+        self._welcome(session)
 
     async def _verify(self, socket: Socket, token: str) -> Actor:
         socket.busy = True

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Protocol
 from uuid import UUID
 
+from msgspec import UNSET
+
+from hub.commands import Event
 from hub.context import Actor, Position
+from hub.protocol.notices import SessionClosing, SessionExpiring
 from hub.state.bucket import Bucket
 from hub.transport.socketio import frames
 from hub.transport.socketio.gate import Flood
@@ -19,18 +23,18 @@ from hub.transport.socketio.socket import Socket
 
 
 class SessionHome(Protocol):
-    """What a session asks of the edge."""
+    """Where a session's rooms are kept."""
 
     async def enter(self, session: Session, call_id: UUID, participant_id: UUID) -> None: ...
     async def exit(self, session: Session, call_id: UUID) -> None: ...
     def seen(self, session: Session, call_id: UUID, position: Position) -> None: ...
-    def now(self) -> datetime: ...
 
 
 class Session:
     """The `Session` port of `hub.context`, for one socket."""
 
     __slots__ = (
+        "_clock",
         "_home",
         "_options",
         "_timer",
@@ -53,6 +57,7 @@ class Session:
         socket: Socket,
         actor: Actor,
         home: SessionHome,
+        clock: Callable[[], datetime],
         options: EdgeOptions,
         *,
         client: str,
@@ -65,7 +70,7 @@ class Session:
         self.client = client
         self.device_id = device_id
         self.locale = locale
-        self.connected_at = home.now()
+        self.connected_at = clock()
         self.joined: dict[UUID, UUID] = {}
         # Rooms entered by the command that is running.
         self.entered: list[UUID] = []
@@ -73,6 +78,7 @@ class Session:
         self.bucket = Bucket(options.events_burst, options.events_burst / options.events_per_s)
         self.flood = Flood(options.events_burst)
         self._home = home
+        self._clock = clock
         self._options = options
         self._timer: asyncio.TimerHandle | None = None
 
@@ -102,15 +108,15 @@ class Session:
     def send(self, name: str, payload: Any) -> None:
         self.socket.write(self.socket.codec.event(name, payload))
 
-    def close(
-        self, code: str, message: str, *, reconnect: bool, retry_after_ms: int | None = None, notice: bytes = b""
-    ) -> None:
+    def tell(self, event: Event) -> None:
+        self.send(event.name, event)
+
+    def close(self, code: str, message: str, *, reconnect: bool, retry_after_ms: int | None = None) -> None:
         """End it. Stock clients come back after a WebSocket close, and stay away after a Socket.IO disconnect."""
         codec = self.socket.codec
-        closing: dict[str, Any] = {"code": code, "message": message, "reconnect": reconnect}
-        if retry_after_ms is not None:
-            closing["retry_after_ms"] = retry_after_ms
-        last = notice + codec.event("session:closing", closing)
+        wait_ms = UNSET if retry_after_ms is None else retry_after_ms
+        closing = SessionClosing(code=code, message=message, reconnect=reconnect, retry_after_ms=wait_ms)
+        last = codec.event(closing.name, closing)
         if reconnect:
             self.socket.close(frames.RESTART, last)
         else:
@@ -119,7 +125,7 @@ class Session:
     def watch_expiry(self) -> None:
         """Warn before the token ends, then end the session."""
         self.forget_expiry()
-        left_s = (self.actor.expires_at - self._home.now()).total_seconds()
+        left_s = (self.actor.expires_at - self._clock()).total_seconds()
         loop = asyncio.get_running_loop()
         if left_s > self._options.expiring_s:
             self._timer = loop.call_later(left_s - self._options.expiring_s, self._expiring)
@@ -133,8 +139,8 @@ class Session:
             self._timer = None
 
     def _expiring(self) -> None:
-        self.send("session:expiring", {"expires_at": self.actor.expires_at.astimezone(UTC)})
-        left_s = (self.actor.expires_at - self._home.now()).total_seconds()
+        self.tell(SessionExpiring(self.actor.expires_at.astimezone(UTC)))
+        left_s = (self.actor.expires_at - self._clock()).total_seconds()
         self._timer = asyncio.get_running_loop().call_later(max(0.0, left_s), self._expired)
 
     def _expired(self) -> None:
