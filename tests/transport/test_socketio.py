@@ -216,6 +216,16 @@ async def test_a_join_that_is_refused_leaves_nothing_behind(edge: Node) -> None:
         assert call_id not in edge.hub.bus.rooms and not len(edge.edge.attendance)
 
 
+async def test_a_second_join_that_is_refused_leaves_the_session_in_the_room(edge: Node) -> None:
+    call_id = str(uuid4())
+    async with raw(edge.socket_url, token="good:a") as client:
+        assert (await client.command("room:join", {"call_id": call_id}))["ok"]
+        refused = await client.command("room:join", {"call_id": call_id, "fail": True, "meanwhile": 1})
+        assert refused["error"]["code"] == "room_full"
+        await client.command("test:post", {"call_id": call_id, "text": "still here"})
+        assert [(await client.event())[1]["text"] for _ in range(2)] == ["after 0", "still here"]
+
+
 async def test_a_join_without_the_cluster_is_refused(edge: Node) -> None:
     async with raw(edge.socket_url, token="good:a") as client:
         edge.hub.bus.down = True

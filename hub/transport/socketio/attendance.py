@@ -56,7 +56,7 @@ class Attendance:
         if fresh:
             self._interest[call_id] = self._interest.get(call_id, 0) + 1
         session.joined[call_id] = participant_id
-        session.entered.append(call_id)
+        session.entered[call_id] = fresh or session.entered.get(call_id, False)
         try:
             await self._subscriptions.subscribe_room(call_id)
             if session.socket.open:
@@ -107,9 +107,9 @@ class Attendance:
 
     def answered(self, session: Session, ok: bool) -> None:
         """The ack of a command has left: what was held back for it follows."""
-        entered, session.entered = session.entered, []
-        for call_id in entered:
-            if ok:
+        entered, session.entered = session.entered, {}
+        for call_id, fresh in entered.items():
+            if ok or not fresh:
                 self._rooms.release(call_id, session)
             elif call_id in session.joined:
                 # The client was told that it is not in: so it must not hear the room.

@@ -72,8 +72,8 @@ class Session:
         self.locale = locale
         self.connected_at = clock()
         self.joined: dict[UUID, UUID] = {}
-        # Rooms entered by the command that is running.
-        self.entered: list[UUID] = []
+        # Rooms entered by the command that is running; true where it was not in them before.
+        self.entered: dict[UUID, bool] = {}
         self.number = 0
         self.bucket = Bucket(options.events_burst, options.events_burst / options.events_per_s)
         self.flood = Flood(options.events_burst)
