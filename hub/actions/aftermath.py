@@ -18,7 +18,7 @@ from db.calls import Call
 from db.participants import Participant
 from hub.actions import members, orders
 from hub.actions.settle import Settled
-from hub.context import Context, RosterEntry
+from hub.context import Context
 from hub.policy import Permissions, publish_sources
 from hub.protocol.errors import HubError, NotFound
 from hub.protocol.media import MediaRevoked
@@ -48,29 +48,13 @@ async def remove(ctx: Context, settled: Settled, identities: Iterable[str]) -> N
 
 async def evict(ctx: Context, call_id: UUID, participant_id: UUID, why: RoomLeft) -> None:
     """Put every session of that participant out of the room, but for the one that asks, on whatever node it is."""
-    await _evict(
-        ctx, call_id, [each for each in await _sessions(ctx, call_id) if each.participant_id == participant_id], why
-    )
-
-
-async def evict_all(ctx: Context, call_id: UUID, why: RoomLeft) -> None:
-    """Put everybody out, the one that asks included."""
-    if ctx.session is not None and call_id in ctx.session.rooms:
-        await ctx.session.exit(call_id)
-    await _evict(ctx, call_id, await _sessions(ctx, call_id), why)
-
-
-async def _sessions(ctx: Context, call_id: UUID) -> list[RosterEntry]:
     try:
-        return list(await ctx.hub.roster.sessions(call_id))
+        entries = await ctx.hub.roster.sessions(call_id)
     except HubError as error:
         log.warning("sessions_not_evicted", code=error.code, call_id=str(call_id), request_id=ctx.request_id)
-        return []
-
-
-async def _evict(ctx: Context, call_id: UUID, entries: Iterable[RosterEntry], why: RoomLeft) -> None:
+        return
     for entry in entries:
-        if ctx.session is not None and entry.session_id == ctx.session.id:
+        if entry.participant_id != participant_id or (ctx.session and entry.session_id == ctx.session.id):
             continue
         message = {
             "kind": "evict",

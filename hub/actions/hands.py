@@ -22,7 +22,7 @@ async def queue(tx: Transaction, call_id: UUID) -> list[Hand]:
     return [
         Hand(each.id, each.user_id, each.display_name or "", each.hand_raised_at)
         for each in await participants.hands(tx, call_id)
-        if each.hand_raised_at is not None
+        if each.hand_raised_at is not None and each.status in members.IN_CALL
     ]
 
 

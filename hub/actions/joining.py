@@ -63,6 +63,9 @@ async def admit(
         _demand_open_door(call, role)
         if await participants.seats_taken(tx, call_id, now) >= call.max_participants:
             raise errors.RoomFull(f"{call.max_participants} of {call.max_participants} seats taken")
+        if participant is not None:
+            # Whoever comes back comes with the hand down, however they went.
+            await participants.lower_hands(tx, call_id, [participant.id])
     await users.seen(tx, actor.user_id, display_name=actor.display_name, avatar_url=actor.avatar_url)
     participant = await participants.admit(
         tx,

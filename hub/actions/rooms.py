@@ -15,7 +15,7 @@ from db import audit, calls, users
 from db.calls import Call
 from db.pool import Transaction
 from hub.actions import joining, members, pages
-from hub.actions.aftermath import announce, evict_all, regrant_all
+from hub.actions.aftermath import announce, regrant_all
 from hub.actions.settle import Settled, grace_of, settle
 from hub.actions.views import call_view
 from hub.commands import Commands, Empty, Http, Rate
@@ -34,7 +34,6 @@ from hub.protocol.rooms import (
     NameRoom,
     RoomAnswer,
     RoomEnded,
-    RoomLeft,
     RoomPage,
     RoomUpdated,
     UpdateRoom,
@@ -226,7 +225,6 @@ async def end_call(ctx: Context, call_id: UUID, why: str, reason: str | None) ->
         answer = RoomAnswer(call_view(settled.call))
         await ctx.keep(tx, answer)
     await announce(ctx, settled)
-    await evict_all(ctx, call_id, RoomLeft("ended", reason or ""))
     return answer
 
 
@@ -269,7 +267,6 @@ async def delete(ctx: Context, message: NameRoom) -> Empty:
         await ctx.tell(call.id, event)
     # Always, whatever the facts say: there is no row any more that a later sweep could do it for.
     await _undo(ctx, call.livekit_room_name, call.region)
-    await evict_all(ctx, call.id, RoomLeft("ended"))
     return Empty()
 
 

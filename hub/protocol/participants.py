@@ -114,7 +114,7 @@ class ParticipantJoined(Event, frozen=True):
 
 
 class ParticipantLeft(Event, frozen=True):
-    """People left; each says why in `left_reason`."""
+    """People left, and their raised hands with them; each says why in `left_reason`."""
 
     name: ClassVar[str] = "participant:left"
 

@@ -61,6 +61,7 @@ class Socket:
             error, self.fails = self.fails, None
             raise error
         await self.hub.cluster.bus.subscribe_room(call_id)
+        self.hub.offsets.setdefault(call_id, (await self.hub.bus.position(call_id)).offset)
         self.joined[call_id] = participant_id
         entry = RosterEntry(
             self.id, participant_id, self.actor.user_id, self.actor.tenant_id, self.hub.node_id, self.hub.incarnation
@@ -84,7 +85,9 @@ class Socket:
         return await self.hub.do(self.actor, name, fields, socket=self)
 
     async def ack(self, name: str, /, **fields: Any) -> Ack:
-        return await self.hub.dispatcher.ack(self.hub.context(self.actor, self), name, _plain(fields))
+        ack = await self.hub.dispatcher.ack(self.hub.context(self.actor, self), name, _plain(fields))
+        await self.hub.delivered()
+        return ack
 
     async def join(self, call_id: UUID, **fields: Any) -> Any:
         return await self.do("room:join", call_id=call_id, **fields)
@@ -155,6 +158,8 @@ class Node:
         self.ahead = timedelta()
         self.sockets: list[Socket] = []
         self.controls: list[dict[str, Any]] = []
+        # By call, how far its log has been delivered here.
+        self.offsets: dict[UUID, int] = {}
         self.admin_dsn = admin_dsn
         self.dispatcher = Dispatcher(all_commands(), self, authorize)
 
@@ -179,6 +184,8 @@ class Node:
     def deliver_room(
         self, call_id: UUID, offset: int | None, epoch: str, name: str, body: bytes, skip_session: str | None
     ) -> None:
+        if offset is not None:
+            self.offsets[call_id] = offset
         for socket in self.sockets:
             if call_id in socket.joined and socket.id != skip_session:
                 socket.heard.append((name, msgspec.json.decode(body)))
@@ -245,14 +252,24 @@ class Node:
         assert command is not None, name
         ctx = self.context(actor, socket)
         ctx.if_match = if_match
-        answer = await self.dispatcher.run(ctx, command, _plain(fields), door="socket" if socket else "rest")
+        try:
+            answer = await self.dispatcher.run(ctx, command, _plain(fields), door="socket" if socket else "rest")
+        finally:
+            await self.delivered()
         return answer.data
+
+    async def delivered(self) -> None:
+        """Until every socket has heard what was told: an event arrives a moment after it was published."""
+        for call_id in {call_id for socket in self.sockets for call_id in socket.joined}:
+            position = await self.bus.position(call_id)
+            await eventually(lambda at=position, of=call_id: self.offsets.get(of, 0) >= at.offset)  # type: ignore[misc]
 
     async def news(self, call_id: UUID, *news: FactEvent, tenant: UUID = TENANT) -> None:
         """What a webhook would have told."""
         async with self.db.tenant(tenant) as tx:
             settled = await settle(tx, call_id, self.clock(), fold=news, grace=grace_of(self.rules))
         await conclude(self, settled)
+        await self.delivered()
 
     async def connects(self, call_id: UUID, identity: str, *, tenant: UUID = TENANT, token: str | None = None) -> str:
         """That client's media comes up; its sid in LiveKit."""

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from hub.protocol.errors import Banned, Conflict, Forbidden, NotFound, NotInRoom, ValidationFailed
-from tests.actions.conftest import Node, Socket
+from tests.actions.conftest import Node, Socket, eventually
 
 
 class Call:
@@ -296,6 +296,7 @@ async def test_data_reaches_the_addressees_only(call: Call) -> None:
     await bob.do("data:send", call_id=call.id, topic="move", data="to ann", to=[call.participants["ann"]])
     assert livekit.received(room_name, "ann") == [b"to all", b"to ann"]
     assert livekit.received(room_name, "mod") == [b"to all"]
+    await eventually(lambda: call.sockets["mod"].names()[-1:] == ["data:sent"])
     name, event = call.sockets["mod"].heard[-1]
     assert (name, event["data"], event["user_id"], "offset" in event) == ("data:sent", "to all", "bob", False)
     with pytest.raises(NotFound):
