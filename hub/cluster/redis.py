@@ -109,9 +109,9 @@ class Door:
         try:
             async with asyncio.timeout(COMMAND_BUDGET_S):
                 try:
-                    return await cast("Any", self._redis.evalsha(script.sha, len(keys), *keys, *args))
+                    return await _asked(self._redis.evalsha(script.sha, len(keys), *keys, *args))
                 except NoScriptError:
-                    return await cast("Any", self._redis.eval(script.text, len(keys), *keys, *args))
+                    return await _asked(self._redis.eval(script.text, len(keys), *keys, *args))
         except (RedisError, OSError, TimeoutError) as error:
             # redis-py raises its own TimeoutError and ConnectionError, which are RedisErrors.
             raise ClusterUnavailable() from error
@@ -120,12 +120,28 @@ class Door:
         """One plain command, under the same budget."""
         try:
             async with asyncio.timeout(COMMAND_BUDGET_S):
-                return await cast("Any", self._redis).execute_command(*words)
+                return await _asked(self._redis.execute_command(*words))  # type: ignore[no-untyped-call]
         except (RedisError, OSError, TimeoutError) as error:
             raise ClusterUnavailable() from error
 
     async def close(self) -> None:
         await self._redis.aclose()
+
+
+async def _asked(answer: Any) -> Any:
+    """The answer, unless we were cancelled while waiting for it.
+
+    redis-py waits by `asyncio.wait_for`, which in Python 3.11 swallows a cancellation that comes together with the
+    result. A loop that was told to end would go on for ever, and a deadline would be none.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
+    try:
+        return await answer
+    finally:
+        if task.cancelling() > before:
+            raise asyncio.CancelledError
 
 
 def _endpoint(url: str) -> Endpoint:
