@@ -164,11 +164,20 @@ async def serve(settings: Settings, *, on_ready: Callable[[], None] = lambda: No
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
-    async with open_node(settings) as node, _serving(node):
-        on_ready()
-        log.info("serving", listen=str(settings.listen), region=settings.region)
-        await stop.wait()
-        log.info("stopping")
+    try:
+        async with open_node(settings) as node, _serving(node):
+            on_ready()
+            log.info("serving", listen=str(settings.listen), region=settings.region)
+            await stop.wait()
+            log.info("stopping")
+    except BaseExceptionGroup as failed:
+        # The task group of the loops wraps also what only its body has to say.
+        refused: BaseException | None = failed.subgroup(CannotServe)
+        while isinstance(refused, BaseExceptionGroup):
+            refused = refused.exceptions[0]
+        if refused is None:
+            raise
+        raise refused from None
 
 
 @asynccontextmanager
@@ -288,7 +297,7 @@ async def _check_database(db: Database) -> None:
     except DatabaseUnavailable as error:
         raise CannotServe(f"DATABASE_URL: {error}") from None
     if problems:
-        raise CannotServe(f"DATABASE_URL: {problems[0]}")
+        raise CannotServe(f"DATABASE_URL: {'; '.join(problems[:3])}")
 
 
 def make_tokens(settings: Settings) -> Tokens:
