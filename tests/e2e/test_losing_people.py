@@ -34,7 +34,7 @@ async def by_media_alone(person: Person, call_id: str) -> str:
 @pytest.mark.slow
 @pytest.mark.timeout(150)
 async def test_who_is_killed_has_left_within_thirty_seconds(hub: Stage) -> None:
-    """S-081, S-098: kill -9 of the media client alone, and of socket and media together; a live socket stays in."""
+    """S-082, S-111: kill -9 of the media client alone, and of socket and media together; a live socket stays in."""
     ada, ben, cleo, dan = (hub.person(name) for name in ("ada", "ben", "cleo", "dan"))
     call_id = await call_of(hub, ada)
     ben_id = await by_media_alone(ben, call_id)
@@ -75,7 +75,7 @@ async def test_who_is_killed_has_left_within_thirty_seconds(hub: Stage) -> None:
 
 @pytest.mark.timeout(120)
 async def test_a_full_reconnect_is_never_told_as_a_leave_and_going_is_told_after_two_seconds(hub: Stage) -> None:
-    """S-080: LiveKit calls both CLIENT_INITIATED; only one of them is a leave."""
+    """S-082: LiveKit calls both CLIENT_INITIATED; only one of them is a leave."""
     ada, ben = hub.person("ada"), hub.person("ben")
     call_id = await call_of(hub, ada)
     ben_id = await by_media_alone(ben, call_id)
