@@ -48,7 +48,7 @@ async def test_a_seat_is_taken_by_who_is_there_and_who_may_still_come(db: Databa
             assert await participants.seated(tx, people["joining"].id, after(seconds)) == (seated == 3)
         assert await participants.seated(tx, people["joined"].id, after(9999))
         assert not await participants.seated(tx, people["left"].id, NOW)
-        assert [person.user_id for person in await participants.in_call(tx, call.id)] == ["joined", "reconnecting"]
+        assert {person.user_id for person in await participants.in_call(tx, call.id)} == {"joined", "reconnecting"}
 
 
 async def test_twenty_at_once_for_two_seats_are_two(db: Database) -> None:
