@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 import uuid
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 import structlog
 from aiohttp import hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler, Middleware
 
 from hub import metrics
@@ -26,6 +28,8 @@ log = structlog.get_logger("hub.http")
 
 REQUESTS = metrics.counter("http_requests", "HTTP requests by route and status", "method", "route", "status")
 SECONDS = metrics.histogram("http", "Time to answer an HTTP request", "route")
+
+MALFORMED = metrics.counter("http_malformed", "Requests that are no HTTP, or too long to be read")
 
 REQUEST_ID: Final = web.RequestKey("request_id", str)
 COMMAND: Final = web.RequestKey("command", Command)
@@ -59,8 +63,18 @@ _TOKEN_PARAMETERS = frozenset({"token", "access_token", "jwt", "id_token", "auth
 
 def setup(app: web.Application, *, origins: frozenset[str], https: bool) -> None:
     """`origins`: whose pages may call the API. `https`: the public URL is https, so browsers may insist on it."""
+    # The same function every time: added once, however many apps there are.
+    logging.getLogger("aiohttp.server").addFilter(_no_noise)
     app.middlewares.append(_edge(origins))
     app.on_response_prepare.append(_headers(origins, https))
+
+
+def _no_noise(record: logging.LogRecord) -> bool:
+    """Count requests that are no HTTP instead of logging them: anybody could fill the log with tracebacks."""
+    if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
+        MALFORMED.inc()
+        return False
+    return True
 
 
 def _edge(origins: frozenset[str]) -> Middleware:

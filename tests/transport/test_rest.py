@@ -457,6 +457,33 @@ async def test_a_request_leaves_one_line_without_ids_queries_and_tokens(
     assert "hunter2" not in str(lines) and door.token not in str(lines)
 
 
+async def test_what_is_no_http_is_counted_and_leaves_no_traceback(door: Door, caplog: pytest.LogCaptureFixture) -> None:
+    before = middleware.MALFORMED._value.get()
+    for request in (b"nonsense\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nX: \x00\r\n\r\n", b"GET /" + b"a" * 9000):
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.client.port)
+        writer.write(request)
+        assert (await asyncio.wait_for(reader.readline(), 3)).startswith(b"HTTP/1.0 400")
+        writer.close()
+    # aiohttp itself is silent about the first: a port scanner's.
+    assert middleware.MALFORMED._value.get() == before + 2
+    assert "Traceback" not in caplog.text
+
+
+async def test_a_request_that_two_proxies_would_read_differently_is_refused(door: Door) -> None:
+    """Content-Length against Transfer-Encoding, and a second request hidden behind the first."""
+    head = b"POST /api/v1/things HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    for extra in (
+        b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /docs HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"Content-Length: 0\r\nContent-Length: 5\r\n\r\nhello",
+        b"Transfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.client.port)
+        writer.write(head + extra)
+        answer = await asyncio.wait_for(reader.read(), 5)
+        assert answer.startswith(b"HTTP/1.0 400") and answer.count(b"HTTP/1.") == 1
+        writer.close()
+
+
 # Pages of others.
 
 
