@@ -203,5 +203,16 @@ async def write_participants(tx: Transaction, call_id: UUID, rows: Sequence[Row]
         await tx.execute(WRITE_PARTICIPANTS, call_id, *_columns(rows))
 
 
+ATTACHED = """
+SELECT call_id, id FROM call_participants
+WHERE call_id = ANY ($1::uuid[]) AND status IN ('joined', 'reconnecting') AND hub_joined_at < $2 AND hub_left_at IS NULL
+"""
+
+
+async def attached(tx: Transaction, call_ids: Sequence[UUID], before: datetime) -> list[tuple[UUID, UUID]]:
+    """(call, participant) of those whom a socket attached before then and none has detached."""
+    return [(row["call_id"], row["id"]) for row in await tx.fetch(ATTACHED, list(call_ids), before)]
+
+
 def _columns(rows: Sequence[Row]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]

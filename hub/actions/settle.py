@@ -41,9 +41,6 @@ if TYPE_CHECKING:
     from hub.context import Rules
 
 
-DEFAULT_GRACE = Grace()
-
-
 class Settled(msgspec.Struct, frozen=True):
     """What settling did. Publish `events` after the commit, then give LiveKit the `orders` (hub/actions/orders.py)."""
 
@@ -63,7 +60,7 @@ def grace_of(rules: Rules) -> Grace:
 
 
 async def settle(
-    tx: Transaction, call_id: UUID, now: datetime, *, fold: Iterable[FactEvent] = (), grace: Grace = DEFAULT_GRACE
+    tx: Transaction, call_id: UUID, now: datetime, *, fold: Iterable[FactEvent] = (), grace: Grace
 ) -> Settled:
     """Bring the call's states up to `now`, with this news. Raises NotFound.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Generic, Protocol, TypeVar
@@ -14,7 +15,7 @@ from uuid import UUID
 
 import structlog
 
-from db import calls, participants, system
+from db import calls, facts, participants, system
 from db.errors import DatabaseUnavailable
 from hub.actions.orders import conclude
 from hub.actions.settle import grace_of, settle
@@ -28,6 +29,7 @@ _BATCH = 100
 _LONGEST_S = 1.0
 # Between two looks for lost sockets; their grace is 25 s.
 _LOST_EVERY_S = 1.0
+_STRAYS_EVERY_S = 60.0
 
 
 class Lost(Protocol):
@@ -110,11 +112,17 @@ class LostSockets(Generic[L]):
     def __init__(self, desk: InboxDesk, roster: LostRoster[L]) -> None:
         self._desk = desk
         self._roster = roster
+        # Attached by the database and unknown to the roster: since when.
+        self._strays: dict[UUID, datetime] = {}
 
     async def run(self) -> None:
+        strays_at = time.monotonic() + _STRAYS_EVERY_S * random.uniform(0.5, 1.0)
         while True:
             try:
                 await self.once()
+                if time.monotonic() >= strays_at:
+                    strays_at = time.monotonic() + _STRAYS_EVERY_S
+                    await self.strays()
             except (DatabaseUnavailable, ClusterUnavailable) as error:
                 log.warning("lost_sockets_wait", error=str(error))
             except Exception:
@@ -125,22 +133,57 @@ class LostSockets(Generic[L]):
         """What is not confirmed comes again. Raises ClusterUnavailable, DatabaseUnavailable."""
         lost = await self._roster.lost(self._desk.rules.socket_grace_s)
         for each in lost:
-            await self._detach(each)
+            # They left when they were last seen, not when we stopped waiting.
+            await self._detach(each.entry.tenant_id, each.call_id, each.entry.participant_id, each.since)
             await self._roster.confirm(each)
         return len(lost)
 
-    async def _detach(self, lost: L) -> None:
-        entry, desk = lost.entry, self._desk
+    async def strays(self) -> int:
+        """Detach those whom no roster knows any more: their node and the roster's data died together.
+
+        Only who is missed twice, a grace apart: a roster that lost its data is told again within seconds.
+        """
+        now = self._desk.clock()
+        grace = timedelta(seconds=self._desk.rules.socket_grace_s)
+        missed: dict[UUID, datetime] = {}
+        detached = 0
+        for tenant_id, call_id, participant_id in await self._unknown(now - grace):
+            missed[participant_id] = since = self._strays.get(participant_id, now)
+            if now - since >= grace:
+                await self._detach(tenant_id, call_id, participant_id, since)
+                detached += 1
+        self._strays = missed
+        return detached
+
+    async def _unknown(self, before: datetime) -> list[tuple[UUID, UUID, UUID]]:
+        """(tenant, call, participant) attached since before then, without a session in the roster."""
+        async with self._desk.db.system() as tx:
+            open_calls = await system.open_calls(tx)
+        of_tenant: dict[UUID, list[UUID]] = {}
+        for call in open_calls:
+            of_tenant.setdefault(call.tenant_id, []).append(call.call_id)
+        unknown = []
+        for tenant_id, call_ids in of_tenant.items():
+            async with self._desk.db.tenant(tenant_id) as tx:
+                attached = await facts.attached(tx, call_ids, before)
+            for call_id in {call_id for call_id, _ in attached}:
+                known = {entry.participant_id for entry in await self._roster.sessions(call_id)}
+                unknown += [
+                    (tenant_id, call_id, who) for where, who in attached if where == call_id and who not in known
+                ]
+        return unknown
+
+    async def _detach(self, tenant_id: UUID, call_id: UUID, participant_id: UUID, since: datetime) -> None:
+        desk = self._desk
         # Back at the last moment, on whatever node.
-        if any(other.participant_id == entry.participant_id for other in await self._roster.sessions(lost.call_id)):
+        if any(entry.participant_id == participant_id for entry in await self._roster.sessions(call_id)):
             return
-        async with desk.db.tenant(entry.tenant_id) as tx:
-            if await calls.lock(tx, lost.call_id) is None:
+        async with desk.db.tenant(tenant_id) as tx:
+            if await calls.lock(tx, call_id) is None:
                 return
-            person = await participants.get(tx, lost.call_id, entry.participant_id)
-            if person is None or person.hub_joined_at is None or person.hub_joined_at > lost.since:
+            person = await participants.get(tx, call_id, participant_id)
+            if person is None or person.hub_joined_at is None or person.hub_joined_at > since:
                 return
-            # They left when they were last seen, not when we stopped waiting.
-            await participants.detach(tx, [person.id], lost.since, "connection_lost")
-            settled = await settle(tx, lost.call_id, desk.clock(), grace=grace_of(desk.rules))
+            await participants.detach(tx, [participant_id], since, "connection_lost")
+            settled = await settle(tx, call_id, desk.clock(), grace=grace_of(desk.rules))
         await conclude(desk, settled)

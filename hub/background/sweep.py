@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol
 from uuid import UUID
@@ -27,6 +27,7 @@ from hub.actions.settle import Settled, grace_of, settle
 from hub.background.inbox import InboxDesk
 from hub.media.values import ParticipantInfo, RoomInfo
 from hub.protocol.errors import ClusterUnavailable, HubError, NotFound
+from hub.state.call import MakeRoom
 from hub.state.facts import SNAPSHOT_MARGIN, FactEvent, MediaSilent, RoomAbsent, SeenPerson, SeenTrack, SweepSeen
 
 log = structlog.get_logger("hub.sweep")
@@ -119,9 +120,12 @@ class Sweep:
         # By region: since when it does not answer, and the rooms of ours that it had when it was last asked.
         self._silent_since: dict[str, datetime] = {}
         self._had: dict[str, set[str]] = {}
+        # Regions whose calls know of the silence: they need not hear of it again every two seconds.
+        self._known_silent: set[str] = set()
+        # By room: how often in a row it did not answer.
         self._strikes: dict[str, int] = {}
-        # A room is missing that should be there: look again at every probe.
-        self._urgent = False
+        # Rooms that should be there and are not: looked for at every probe.
+        self._missing: set[str] = set()
 
     async def run(self) -> None:
         due_at = 0.0
@@ -145,31 +149,45 @@ class Sweep:
     async def once(self, *, dry_run: bool = False) -> SweepReport:
         """Compare every open call now; `dry_run` changes, tells and orders nothing. Raises DatabaseUnavailable."""
         async with self._turn:
-            return await self._compare(await self._list(), None, dry_run=dry_run)
+            listings, _ = await self._list()
+            return await self._compare(listings, None, dry_run=dry_run)
 
     async def _probe(self, *, full: bool) -> bool:
         """Ask LiveKit for its rooms; compare where it is time or where rooms are missing. True: compared everything."""
         async with self._turn:
-            listings = await self._list()
-            if full or self._urgent or any(listing.rooms is None for listing in listings.values()):
+            listings, returned = await self._list()
+            if full or returned:
                 await self._compare(listings, None, dry_run=False)
                 return True
-            vanished = {name for region in listings for name in self._vanished(region, listings[region])}
-            if vanished:
-                await self._compare(listings, vanished, dry_run=False)
+            wanted = set(self._missing)
+            for region, listing in listings.items():
+                if listing.rooms is not None:
+                    wanted |= self._had.get(region, set()) - set(listing.rooms)
+            silent = {region for region, listing in listings.items() if listing.rooms is None} - self._known_silent
+            if wanted or silent:
+                await self._compare(
+                    listings,
+                    lambda call: call.room_name in wanted or self._region(call, listings) in silent,
+                    dry_run=False,
+                )
+            else:
+                self._had.update({region: set(listing.rooms or ()) for region, listing in listings.items()})
             return False
 
     def _forget(self) -> None:
         """Another node sweeps: what we remember grows old."""
         self._silent_since.clear()
+        self._known_silent.clear()
         self._had.clear()
         self._strikes.clear()
-        self._urgent = False
+        self._missing.clear()
 
-    async def _list(self) -> dict[str, _Listing]:
+    async def _list(self) -> tuple[dict[str, _Listing], bool]:
+        """Every region's rooms, and whether a region answers again that did not."""
+        was_silent = set(self._silent_since)
         async with asyncio.TaskGroup() as tasks:
             asked = {region: tasks.create_task(self._list_region(region)) for region in self._regions}
-        return {region: task.result() for region, task in asked.items()}
+        return {region: task.result() for region, task in asked.items()}, bool(was_silent - set(self._silent_since))
 
     async def _list_region(self, region: str) -> _Listing:
         at = self._desk.clock()
@@ -177,25 +195,21 @@ class Sweep:
             async with asyncio.timeout(_TIMEOUT_S):
                 rooms = await self._desk.media.list_rooms(region=region)
         except (HubError, TimeoutError) as error:
-            since = self._silent_since.setdefault(region, at)
-            log.warning("media_silent", region=region, since=since.isoformat(), error=str(error))
+            if region not in self._silent_since:
+                self._silent_since[region] = at
+                log.warning("media_silent", region=region, error=str(error))
             return _Listing(at, None)
-        self._silent_since.pop(region, None)
+        if self._silent_since.pop(region, None) is not None:
+            log.info("media_back", region=region)
         return _Listing(at, {room.name: room for room in rooms if OUR_ROOM.match(room.name)})
 
-    def _vanished(self, region: str, listing: _Listing) -> set[str]:
-        now = set(listing.rooms or ())
-        had, self._had[region] = self._had.get(region, set()), now
-        return had - now
-
     async def _compare(
-        self, listings: Mapping[str, _Listing], only: Collection[str] | None, *, dry_run: bool
+        self, listings: Mapping[str, _Listing], only: Callable[[OpenCall], bool] | None, *, dry_run: bool
     ) -> SweepReport:
         started, at = time.perf_counter(), self._desk.clock()
         async with self._desk.db.system() as tx:
-            calls = await system.open_calls(tx)
-        if only is not None:
-            calls = [call for call in calls if call.room_name in only]
+            open_calls = await system.open_calls(tx)
+        calls = open_calls if only is None else [call for call in open_calls if only(call)]
         gate = asyncio.Semaphore(_ROOMS_AT_ONCE)
         outcomes: list[_Outcome] = []
 
@@ -207,13 +221,11 @@ class Sweep:
             for call in calls:
                 tasks.create_task(one(call))
         corrections = [correction for outcome in outcomes for correction in outcome.corrections]
+        open_rooms = {call.room_name for call in open_calls}
         if only is None:
-            corrections += await self._orphans(listings, {call.room_name for call in calls}, dry_run=dry_run)
-            self._strikes = {name: n for name, n in self._strikes.items() if any(c.room_name == name for c in calls)}
-            for region, listing in listings.items():
-                self._had[region] = set(listing.rooms or ())
-        self._urgent = any(outcome.room_missing for outcome in outcomes)
+            corrections += await self._orphans(listings, open_rooms, dry_run=dry_run)
         if not dry_run:
+            self._remember(listings, outcomes, {call.room_name for call in calls}, open_rooms)
             self._count(corrections, time.perf_counter() - started)
         return SweepReport(
             at=at,
@@ -226,6 +238,24 @@ class Sweep:
             corrections=tuple(corrections),
         )
 
+    def _remember(
+        self,
+        listings: Mapping[str, _Listing],
+        outcomes: Iterable[_Outcome],
+        compared: Collection[str],
+        open_rooms: Collection[str],
+    ) -> None:
+        found_missing = {outcome.room_name for outcome in outcomes if outcome.room_missing}
+        self._missing = ((self._missing - set(compared)) | found_missing) & set(open_rooms)
+        self._strikes = {name: strikes for name, strikes in self._strikes.items() if name in open_rooms}
+        failed = any(outcome.failed for outcome in outcomes)
+        for region, listing in listings.items():
+            if listing.rooms is not None:
+                self._had[region] = set(listing.rooms)
+                self._known_silent.discard(region)
+            elif not failed and listing.at - self._silent_since.get(region, listing.at) >= _SILENT_AFTER:
+                self._known_silent.add(region)
+
     def _count(self, corrections: Iterable[Correction], took_s: float) -> None:
         SWEEPS.labels("done").inc()
         SWEEP_SECONDS.observe(took_s)
@@ -235,29 +265,34 @@ class Sweep:
     async def _one(self, call: OpenCall, listings: Mapping[str, _Listing], *, dry_run: bool) -> _Outcome:
         try:
             news = await self._news(call, listings)
+            if not news:
+                return _Outcome(call.room_name, skipped=True)
             settled = await self._settle(call, news, dry_run=dry_run)
         except NotFound:
-            return _Outcome()
+            return _Outcome(call.room_name)
         except DatabaseUnavailable as error:
             log.warning("call_not_compared", call_id=str(call.call_id), error=str(error))
-            return _Outcome(skipped=True)
+            return _Outcome(call.room_name, skipped=True, failed=True)
         except Exception:
             log.exception("call_not_compared", call_id=str(call.call_id))
-            return _Outcome(skipped=True)
+            return _Outcome(call.room_name, skipped=True, failed=True)
         if not dry_run:
             await conclude(self._desk, settled)
-        missing = any(type(order).__name__ == "MakeRoom" for order in settled.orders)
-        return _Outcome(corrections=_corrections(call, settled), room_missing=missing, skipped=not news)
+        missing = any(isinstance(order, MakeRoom) for order in settled.orders)
+        return _Outcome(call.room_name, corrections=_corrections(call, settled), room_missing=missing)
+
+    def _region(self, call: OpenCall, listings: Mapping[str, _Listing]) -> str:
+        """A call that names no region, or one that is no more, is in the first."""
+        return call.region if call.region is not None and call.region in listings else self._regions[0]
 
     async def _news(self, call: OpenCall, listings: Mapping[str, _Listing]) -> list[FactEvent]:
         """Empty: nothing can be said about this call now."""
-        # A call that names no region, or one that is no more, is in the first.
-        region = call.region if call.region is not None and call.region in listings else self._regions[0]
+        region = self._region(call, listings)
         listing = listings[region]
         now = self._desk.clock()
         if listing.rooms is None:
             since = self._silent_since.get(region, listing.at)
-            silent = call.status == "active" and now - since >= _SILENT_AFTER
+            silent = call.status == "active" and listing.at - since >= _SILENT_AFTER
             return [MediaSilent(at=since, known_at=now)] if silent else []
         room = listing.rooms.get(call.room_name)
         if room is None:
@@ -317,9 +352,11 @@ class Sweep:
 
 
 class _Outcome(msgspec.Struct, frozen=True):
+    room_name: str
     corrections: Sequence[Correction] = ()
     room_missing: bool = False
     skipped: bool = False
+    failed: bool = False
 
 
 def observed(room: RoomInfo, people: Iterable[ParticipantInfo] | None, at: datetime) -> SweepSeen:
