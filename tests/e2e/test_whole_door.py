@@ -1,16 +1,22 @@
-"""Every REST route of a whole hub: the requests its own document allows and forbids, and nobody without a token."""
+"""Both doors of a whole hub against their own documents, and nobody without a token."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import aiohttp
+import jsonschema_rs
 import pytest
 
+from hub import contract
 from hub.actions import all_commands
 from tests.e2e.stage import Stage
 from tests.transport.fuzzing import fuzz
+
+ASYNCAPI = contract.asyncapi(all_commands())
 
 
 @pytest.mark.slow
@@ -36,3 +42,44 @@ async def test_no_route_answers_without_a_token(stage: Stage) -> None:
             async with http.request(command.http.method, f"{node.url}{path}") as response:
                 assert (response.status, path) == (401, path)
                 assert (await response.json(content_type=None))["code"] == "unauthenticated"
+
+
+async def test_what_the_sockets_say_is_what_their_document_says(stage: Stage) -> None:
+    """S-225: every event heard and every ack given, held to AsyncAPI by another implementation of JSON Schema."""
+    await stage.node()
+    ada, bob = await stage.person("ada").connect(), await stage.person("bob").connect()
+    call_id = (await ada.create())["call_id"]
+    acks = {
+        "room:join": await ada.ack("room:join", call_id=call_id),
+        "session:ping": await ada.ack("session:ping", client_time=1),
+        "room:update": await ada.ack("room:update", call_id=call_id, name="Retro", op_id=str(uuid4())),
+    }
+    joined = await bob.ask("room:join", call_id=call_id, media=False)
+    acks["hand:raise"] = await bob.ack("hand:raise", call_id=call_id)
+    acks["room:sync"] = await bob.ack("room:sync", call_id=call_id, since=joined["position"])
+    acks["participant:update"] = await bob.ack("participant:update", call_id=call_id, display_name="Robert")
+    acks["media:authorize"] = await bob.ack("media:authorize", call_id=call_id)
+    acks["room:leave"] = await bob.ack("room:leave", call_id=call_id)
+    acks["room:end"] = await ada.ack("room:end", call_id=call_id)
+    await ada.wait_for("room:ended")
+    for name, ack in acks.items():
+        assert ack["ok"], (name, ack)
+        _fits(f"{name.replace(':', '_')}.ack", ack)
+    # A refusal fits the ack of every command.
+    _fits("room_join.ack", await ada.ack("room:join", call_id=str(uuid4())))
+    heard = [*ada.heard, *bob.heard]
+    for name, payload in heard:
+        _fits(f"on.{name.replace(':', '_')}", payload)
+    assert {name for name, _ in heard} >= {
+        *("session:ready", "participant:joined", "participant:updated", "participant:left"),
+        *("hand:raised", "room:updated", "room:ended"),
+    }
+
+
+def _fits(message: str, payload: Any) -> None:
+    schema = {**ASYNCAPI["components"]["messages"][message]["payload"], "components": ASYNCAPI["components"]}
+    error = next(iter(jsonschema_rs.validator_for(schema).iter_errors(payload)), None)
+    assert error is None, f"{message}: {error}"
+    # A field that is not in the document is one that nobody knows of.
+    if message.startswith("on."):
+        assert set(payload) <= set(schema["properties"]), message
