@@ -106,7 +106,8 @@ class Commands:
     ) -> Callable[[Action], Action]:
         """Declare the decorated `async def action(ctx, message: M) -> A` as the command `name`.
 
-        `mutates=False` marks a pure question: it takes no `op_id`. The docstring's first line is its documentation.
+        `mutates=False` marks a question, or what may be done twice without harm and answers with a secret that must not
+        be kept: it takes no `op_id`. The docstring's first line is its documentation.
         """
 
         def declare(run: Action) -> Action:

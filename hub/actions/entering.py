@@ -11,7 +11,7 @@ import structlog
 from db import calls, participants
 from db.errors import DatabaseUnavailable
 from hub.actions import joining, members
-from hub.actions.aftermath import announce, evict, remove
+from hub.actions.aftermath import announce, announce_gone, evict
 from hub.actions.hands import queue
 from hub.actions.joining import Seat
 from hub.actions.settle import grace_of, settle
@@ -46,7 +46,8 @@ commands = Commands()
     rate=Rate(30, per_s=10),
     http=Http("POST", "/rooms/{call_id}/token"),
     socket=False,
-    deadline_s=5.0,
+    # Asking again gives the same seat and a token with its full life; a kept answer would keep a secret at rest.
+    mutates=False,
 )
 async def token(ctx: Context, message: AskToken) -> RoomToken:
     """A LiveKit token for a call, and a seat in it that is held until the token can no longer be used."""
@@ -72,7 +73,6 @@ async def token(ctx: Context, message: AskToken) -> RoomToken:
             url=media.url,
             expires_at=media.expires_at,
         )
-        await ctx.keep(tx, answer)
     await announce(ctx, settled)
     return answer
 
@@ -149,8 +149,7 @@ async def leave(ctx: Context, message: NameRoom) -> Empty:
         await ctx.keep(tx, Empty())
     await session.exit(call_id)
     await evict(ctx, call_id, participant_id, RoomLeft("left"))
-    await announce(ctx, settled)
-    await remove(ctx, settled, [gone.identity] if gone else [])
+    await announce_gone(ctx, settled, [gone.identity] if gone else [])
     return Empty()
 
 
