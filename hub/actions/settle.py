@@ -200,7 +200,7 @@ async def _write(
         if _differs(before.participants[key], new):
             rows.append(
                 (
-                    *(key, new.status, new.joined_at, new.left_at, new.left_reason, round(new.duration_s)),
+                    *(key, new.status, new.joined_at, new.left_at, new.left_reason, new.duration_s),
                     *(new.media.microphone, new.media.camera, new.media.screen_share),
                 )
             )
@@ -225,7 +225,7 @@ async def _write(
 
 def _differs(old: ParticipantState, new: ParticipantState) -> bool:
     """Of somebody in the call the time runs on; it is written when something else is, and for good when they go."""
-    if new.status not in states.IN_CALL and round(old.duration_s) != round(new.duration_s):
+    if new.status not in states.IN_CALL and abs(old.duration_s - new.duration_s) > 0.001:
         return True
     wanted = (new.status, new.joined_at, new.left_at, new.left_reason, new.media)
     return (old.status, old.joined_at, old.left_at, old.left_reason, old.media) != wanted
