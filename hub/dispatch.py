@@ -26,6 +26,7 @@ from hub.context import Context, Hub, Member
 from hub.policy import Permission
 from hub.protocol import errors
 from hub.protocol.errors import FieldError, HubError, Problem
+from hub.protocol.plain import plain
 from hub.state.bucket import Bucket
 
 log = structlog.get_logger("hub.dispatch")
@@ -114,7 +115,7 @@ class Dispatcher:
 
     async def _run(self, ctx: Context, command: Command, payload: Mapping[str, Any]) -> Answer:
         await self._limit(ctx, command)
-        fields = dict(payload)
+        fields = plain(payload)
         op_id = fields.pop("op_id", None)
         fields.pop("traceparent", None)
         if command.mutates and op_id is not None:

@@ -33,8 +33,6 @@ _FORM_TYPES = frozenset({"text/plain", "application/x-www-form-urlencoded", "mul
 _BODY_METHODS = frozenset({"POST", "PATCH", "PUT"})
 _ROOM_NAME = re.compile(r"room_[a-z0-9]+_\d{1,20}")
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,128}")
-# The largest whole number a JSON number can hold exactly everywhere.
-_EXACT = 2**53
 
 
 def setup(app: web.Application, dispatcher: Dispatcher, hub: Hub) -> None:
@@ -143,23 +141,6 @@ async def _body(request: web.Request) -> dict[str, Any]:
         raise errors.BadRequest(f"the body is not JSON: {str(error)[:200]}") from None
     if not isinstance(value, dict):
         raise errors.ValidationFailed("the body must be one object", errors=[FieldError("", "expected an object")])
-    return {name: plain(item, name) for name, item in value.items()}
-
-
-def plain(value: Any, path: str) -> Any:
-    """JSON without what bites later: 2.0 becomes 2, and text with a NUL, which PostgreSQL cannot hold, is refused."""
-    if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT:
-        return int(value)
-    if isinstance(value, str):
-        if "\x00" in value:
-            raise errors.ValidationFailed(
-                f"{path[:200]}: text may not contain NUL", errors=[FieldError(path[:200], "contains NUL")]
-            )
-        return value
-    if isinstance(value, dict):
-        return {plain(name, path): plain(item, f"{path}.{name}") for name, item in value.items()}
-    if isinstance(value, list):
-        return [plain(item, f"{path}[{index}]") for index, item in enumerate(value)]
     return value
 
 
@@ -174,7 +155,6 @@ def _query(request: web.Request, name: str, kinds: Mapping[str, Any]) -> Any:
         given = [part for value in values for part in value.split(",")]
     elif len(values) > 1:
         raise errors.ValidationFailed(f"{name}: given twice", errors=[FieldError(name, "given twice")])
-    plain(given, name)
     try:
         return _read(given, kind)
     except msgspec.ValidationError as error:

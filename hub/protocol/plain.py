@@ -1,0 +1,54 @@
+"""Payloads without what bites later: JSON has more in it than PostgreSQL and Python agree on. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from hub.protocol.errors import FieldError, ValidationFailed
+
+# The largest whole number that a JSON number holds exactly everywhere.
+_EXACT: Final = 2**53
+# Deeper than anything of ours or of people's metadata, and far from where Python stops.
+_DEPTH: Final = 64
+
+
+def plain(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """`payload` with 2.0 as 2, as JavaScript and MessagePack may write it. Raises ValidationFailed.
+
+    Text with a NUL is refused, which PostgreSQL cannot hold, and so are names that are no text and bottomless nesting.
+    """
+    return {_name(name, ""): _plain(value, str(name), 1) for name, value in payload.items()}
+
+
+def _plain(value: Any, path: str, depth: int) -> Any:
+    if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT:
+        return int(value)
+    if isinstance(value, str):
+        return _text(value, path)
+    if not isinstance(value, Mapping | list | tuple):
+        return value
+    if depth > _DEPTH:
+        raise _refused(path, f"nested deeper than {_DEPTH}")
+    # Cut on the way, or a name of 30 kB would be copied for each of the ten thousand things below it.
+    path = path[:200]
+    if isinstance(value, Mapping):
+        return {_name(name, path): _plain(item, f"{path}.{name}", depth + 1) for name, item in value.items()}
+    return [_plain(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value)]
+
+
+def _text(value: str, path: str) -> str:
+    if "\x00" in value:
+        raise _refused(path, "contains NUL")
+    return value
+
+
+def _name(name: Any, path: str) -> str:
+    if not isinstance(name, str):
+        raise _refused(path, "names are text")
+    return _text(name, path)
+
+
+def _refused(path: str, reason: str) -> ValidationFailed:
+    path = path.replace("\x00", "")[:200]
+    return ValidationFailed(f"{path}: {reason}" if path else reason, errors=[FieldError(path, reason)])

@@ -1,0 +1,46 @@
+"""Payloads before they become messages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from hub.protocol.errors import ValidationFailed
+from hub.protocol.plain import plain
+
+
+def test_whole_numbers_are_whole_however_they_were_written() -> None:
+    taken = plain({"a": 2.0, "b": [1.0, {"c": -3.0}], "d": 1.5, "e": True, "f": 1e300, "g": float("inf"), "h": b"\x00"})
+    assert taken == {"a": 2, "b": [1, {"c": -3}], "d": 1.5, "e": True, "f": 1e300, "g": float("inf"), "h": b"\x00"}
+    assert [type(taken[name]) for name in "adef"] == [int, float, bool, float]
+
+
+def test_nesting_ends_somewhere() -> None:
+    deep: Any = 1
+    for _ in range(64):
+        deep = [deep]
+    assert plain({"a": deep}) == {"a": deep}
+    for _ in range(100_000):
+        deep = {"x": deep}
+    with pytest.raises(ValidationFailed):
+        plain({"a": deep})
+
+
+@pytest.mark.parametrize(
+    ("payload", "path"),
+    [
+        ({"a": "\x00"}, "a"),
+        ({"a": {"b": ["x", "y\x00"]}}, "a.b[1]"),
+        ({"a": {"k\x00": 1}}, "a"),
+        ({"\x00": 1}, ""),
+        ({1: 2}, ""),
+        ({"a": {None: 2}}, "a"),
+    ],
+)
+def test_what_no_database_holds_is_refused_by_its_place(payload: dict[Any, Any], path: str) -> None:
+    """S-179, S-182"""
+    with pytest.raises(ValidationFailed) as refusal:
+        plain(payload)
+    assert [error.path for error in refusal.value.errors] == [path]
+    assert "\x00" not in refusal.value.message
