@@ -7,7 +7,8 @@ did not hear now the sweep says again, and a session on a node that cannot be re
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Coroutine, Iterable
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -16,7 +17,7 @@ import structlog
 from db import participants
 from db.calls import Call
 from db.participants import Participant
-from hub.actions import members, orders
+from hub.actions import members, orders, rights
 from hub.actions.settle import Settled
 from hub.context import Context
 from hub.policy import Permissions, publish_sources
@@ -29,21 +30,34 @@ log = structlog.get_logger("hub.aftermath")
 
 # LiveKit takes 5–10 ms a call; more at once than this only makes it wait.
 _SIDE_BY_SIDE = 8
+# Out of the three seconds that a command has.
+LIVEKIT_S = 1.5
 
 
 async def announce(ctx: Context, settled: Settled) -> None:
     """Tell the room what settling changed, then give LiveKit its orders."""
     for event in settled.events:
         await ctx.tell(settled.call.id, event)
-    await orders.carry_out(ctx.hub, settled.call, settled.orders)
+    await in_time(ctx, orders.carry_out(ctx.hub, settled.call, settled.orders))
 
 
-async def remove(ctx: Context, settled: Settled, identities: Iterable[str]) -> None:
-    """Take them out of LiveKit's room, also where its word that they are in it has not come yet."""
-    ordered = {order.identity for order in settled.orders if isinstance(order, Remove)}
+async def announce_gone(ctx: Context, settled: Settled, identities: Iterable[str]) -> None:
+    """The same, and these people are taken out of LiveKit's room, also where its word that they are in has not come."""
+    gone = list(settled.orders)
     if settled.call.status == "active":
-        wanted = [Remove(identity) for identity in identities if identity not in ordered]
-        await orders.carry_out(ctx.hub, settled.call, wanted)
+        ordered = {order.identity for order in gone if isinstance(order, Remove)}
+        gone += [Remove(identity) for identity in identities if identity not in ordered]
+    await announce(ctx, msgspec.structs.replace(settled, orders=tuple(gone)))
+
+
+async def in_time(ctx: Context, *work: Coroutine[Any, Any, object]) -> None:
+    """Run side by side what LiveKit is to be told, and give up on it early enough to answer the command."""
+    try:
+        async with asyncio.timeout(LIVEKIT_S), asyncio.TaskGroup() as tasks:
+            for each in work:
+                tasks.create_task(each)
+    except TimeoutError:
+        log.warning("livekit_too_slow", request_id=ctx.request_id)
 
 
 async def evict(ctx: Context, call_id: UUID, participant_id: UUID, why: RoomLeft) -> None:
@@ -72,18 +86,9 @@ async def evict(ctx: Context, call_id: UUID, participant_id: UUID, why: RoomLeft
 async def regrant(ctx: Context, call: Call, person: Participant, allowed: Permissions) -> None:
     """Bring somebody's rights in LiveKit in line with theirs here; what they publish without a right is taken down."""
     lost = _publishing(person) - publish_sources(allowed)
-    try:
-        await ctx.hub.media.set_permissions(
-            call.livekit_room_name,
-            person.identity,
-            members.grant_of(members.standing(call, person), allowed),
-            region=call.region,
-        )
-    except NotFound:
-        # Not connected: their next token carries the new rights.
-        return
-    except HubError as error:
-        log.warning("rights_not_told", code=error.code, call_id=str(call.id), request_id=ctx.request_id)
+    # Where nobody is connected yet, whoever connects is looked at then.
+    if call.status == "active":
+        await rights.give(ctx.hub.media, call, person, rights.wanted(call, person, allowed))
     if lost:
         await ctx.tell(call.id, MediaRevoked(person.id, sorted(lost)))
 
@@ -92,8 +97,8 @@ async def regrant_all(ctx: Context, call: Call) -> None:
     """The same for everybody in the call, after a feature was switched."""
     async with ctx.transaction() as tx:
         present = await participants.in_call(tx, call.id)
-        rights = [(person, await members.allowed(tx, call, person)) for person in present]
-    await side_by_side(regrant(ctx, call, person, allowed) for person, allowed in rights)
+        each = [(person, await members.allowed(tx, call, person)) for person in present]
+    await in_time(ctx, side_by_side(regrant(ctx, call, person, allowed) for person, allowed in each))
 
 
 def _publishing(person: Participant) -> frozenset[str]:
@@ -109,7 +114,7 @@ async def tell_media(ctx: Context, call: Call, before: Participant, after: Parti
     """LiveKit's copy of a name, metadata and role, for its own clients."""
     renamed, changed = after.display_name != before.display_name, after.metadata != before.metadata
     promoted = after.role != before.role
-    if not (renamed or changed or promoted):
+    if call.status != "active" or not (renamed or changed or promoted):
         return
     try:
         await ctx.hub.media.update_participant(

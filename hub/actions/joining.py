@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -15,6 +16,7 @@ from db.calls import Call
 from db.participants import Participant
 from db.pool import Transaction
 from hub.actions import members
+from hub.actions.aftermath import LIVEKIT_S
 from hub.context import Context
 from hub.media.values import RoomInfo
 from hub.policy import Permissions, Role, rank
@@ -127,9 +129,10 @@ async def room_again(ctx: Context, call_id: UUID) -> list[RoomStarted]:
     if call is None or call.status != "waiting":
         return []
     try:
-        room = await make_room(ctx, call)
-    except HubError as error:
-        log.warning("room_not_made", code=error.code, call_id=str(call_id), request_id=ctx.request_id)
+        async with asyncio.timeout(LIVEKIT_S):
+            room = await make_room(ctx, call)
+    except (HubError, TimeoutError) as error:
+        log.warning("room_not_made", error=type(error).__name__, call_id=str(call_id), request_id=ctx.request_id)
         return []
     if room.sid == call.livekit_room_sid:
         return []

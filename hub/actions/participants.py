@@ -12,7 +12,7 @@ from db.calls import Call
 from db.participants import Participant
 from db.pool import Transaction
 from hub.actions import joining, members, pages
-from hub.actions.aftermath import announce, evict, regrant, remove, tell_media
+from hub.actions.aftermath import announce, announce_gone, evict, in_time, regrant, tell_media
 from hub.actions.settle import grace_of, settle
 from hub.actions.views import participant_view
 from hub.commands import Commands, Empty, Http, Rate
@@ -128,9 +128,10 @@ async def _edit(
         await ctx.keep(tx, answer)
     if participant_view(before) != answer.participant:
         await ctx.tell(call_id, ParticipantUpdated(answer.participant))
-        await tell_media(ctx, call, before, after)
-    if after.role != before.role:
-        await regrant(ctx, call, after, allowed)
+        work = [tell_media(ctx, call, before, after)]
+        if after.role != before.role:
+            work.append(regrant(ctx, call, after, allowed))
+        await in_time(ctx, *work)
     return answer
 
 
@@ -183,8 +184,7 @@ async def kick(ctx: Context, message: KickParticipant) -> Empty:
     why = RoomLeft("kicked" if message.ban_s is None else "banned", message.reason or "")
     for device in devices:
         await evict(ctx, call_id, device.id, why)
-    await announce(ctx, settled)
-    await remove(ctx, settled, [device.identity for device in devices])
+    await announce_gone(ctx, settled, [device.identity for device in devices])
     return Empty()
 
 
@@ -211,8 +211,15 @@ async def unban(ctx: Context, message: UnbanUser) -> Empty:
         kicked = await participants.readmit(tx, message.call_id, message.user_id, now)
         if not lifted and not kicked:
             raise errors.NotFound("nobody of that id is kept out")
-        for each in kicked:
-            await _note(ctx, tx, "participant:unban", each, None, {})
+        await audit.add(
+            tx,
+            actor=ctx.actor.user_id,
+            action="participant:unban",
+            target_type="user",
+            target_id=message.user_id,
+            reason=None,
+            details={"call_id": str(message.call_id)},
+        )
         settled = await settle(tx, message.call_id, now, grace=grace_of(ctx.hub.rules))
         await ctx.keep(tx, Empty())
     await announce(ctx, settled)

@@ -15,14 +15,14 @@ from db import audit, calls, users
 from db.calls import Call
 from db.pool import Transaction
 from hub.actions import joining, members, pages
-from hub.actions.aftermath import announce, regrant_all
+from hub.actions.aftermath import LIVEKIT_S, announce, in_time, regrant_all
 from hub.actions.settle import Settled, grace_of, settle
 from hub.actions.views import call_view
 from hub.commands import Commands, Empty, Http, Rate
 from hub.context import Context
 from hub.media.values import RoomInfo
 from hub.protocol import errors
-from hub.protocol.errors import FieldError, HubError
+from hub.protocol.errors import FieldError, HubError, MediaUnavailable
 from hub.protocol.media import MediaRevoked
 from hub.protocol.participants import ParticipantLeft
 from hub.protocol.rooms import (
@@ -55,7 +55,6 @@ _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
     rate=Rate(60, per_s=60),
     http=Http("POST", "/rooms", 201, location="/api/v1/rooms/{call_id}"),
     socket=False,
-    deadline_s=5.0,
 )
 async def create(ctx: Context, message: CreateRoom) -> CreatedRoom:
     """Make a call and its LiveKit room; it waits until the first person comes in."""
@@ -77,6 +76,9 @@ async def create(ctx: Context, message: CreateRoom) -> CreatedRoom:
             metadata=metadata,
         )
         return await _create(ctx, message, room, region, metadata)
+    except MediaUnavailable:
+        # It would not hear of a deletion either. If it made the room after all, the sweep finds it.
+        raise
     except BaseException:
         # No row, no room. Shielded, since the deadline may be what ended it; what fails here the sweep finds.
         await asyncio.shield(_undo(ctx, room_name, region))
@@ -114,9 +116,10 @@ async def _create(
 
 async def _undo(ctx: Context, room_name: str, region: str | None) -> None:
     try:
-        await ctx.hub.media.delete_room(room_name, region=region)
-    except HubError as error:
-        log.warning("room_left_behind", code=error.code, request_id=ctx.request_id)
+        async with asyncio.timeout(LIVEKIT_S):
+            await ctx.hub.media.delete_room(room_name, region=region)
+    except (HubError, TimeoutError) as error:
+        log.warning("room_left_behind", error=type(error).__name__, request_id=ctx.request_id)
 
 
 def new_room_name(at: int) -> str:
@@ -192,7 +195,7 @@ async def update(ctx: Context, message: UpdateRoom) -> RoomAnswer:
     if after.version != before.version:
         await ctx.tell(after.id, RoomUpdated(answer.call))
     if after.metadata != before.metadata:
-        await _tell_media(ctx, after)
+        await in_time(ctx, _tell_media(ctx, after))
     if after.screen_sharing_enabled != before.screen_sharing_enabled:
         await regrant_all(ctx, after)
     return answer
@@ -251,7 +254,6 @@ async def _end(ctx: Context, tx: Transaction, call_id: UUID, action: str, why: s
     emits=(RoomEnded, ParticipantLeft),
     http=Http("DELETE", "/rooms/{call_id}", 204),
     socket=False,
-    deadline_s=5.0,
 )
 async def delete(ctx: Context, message: NameRoom) -> Empty:
     """Delete a call with everything that hangs on it; one that is still open ends first."""

@@ -20,7 +20,8 @@ from db import inbox, system
 from db.errors import DatabaseUnavailable
 from db.inbox import Stored
 from hub import metrics
-from hub.actions.orders import Desk, Tenants, conclude
+from hub.actions.orders import Desk, RoomMedia, Tenants, conclude
+from hub.actions.rights import Granting, align
 from hub.actions.settle import Settled, grace_of, settle
 from hub.background.webhooks import news_of
 from hub.media.values import WebhookEvent
@@ -49,9 +50,15 @@ class Systems(Tenants, Protocol):
     def system(self) -> AbstractAsyncContextManager[Transaction]: ...
 
 
+class InboxMedia(RoomMedia, Granting, Protocol):
+    """What the inbox asks of LiveKit."""
+
+
 class InboxDesk(Desk, Protocol):
     @property
     def db(self) -> Systems: ...
+    @property
+    def media(self) -> InboxMedia: ...
 
 
 class Inbox:
@@ -123,11 +130,14 @@ class Inbox:
             await self._failed(events[0], error)
 
     async def _fold(self, events: Sequence[Stored]) -> None:
-        news = []
+        news, connected = [], []
         for event in events:
-            told = news_of(self._parse(event.payload), event.received_at)
+            parsed = self._parse(event.payload)
+            told = news_of(parsed, event.received_at)
             if told is not None:
                 news.append(told)
+            if parsed.event == "participant_joined" and parsed.participant is not None:
+                connected.append(parsed.participant)
         ids = [event.event_id for event in events]
         if not news:
             await self._done(events, ids, "ignored")
@@ -149,6 +159,7 @@ class Inbox:
         self._count(events, "folded" if settled else "ignored")
         if settled is not None:
             await conclude(self._desk, settled)
+            await align(self._desk, tenant_id, call_id, connected)
 
     async def _call_of(self, event: Stored) -> tuple[UUID, UUID] | None:
         if event.tenant_id is not None and event.call_id is not None:

@@ -22,9 +22,10 @@ from db import system
 from db.errors import DatabaseUnavailable
 from db.system import OpenCall
 from hub import metrics
-from hub.actions.orders import RoomMedia, conclude
+from hub.actions.orders import conclude
+from hub.actions.rights import align
 from hub.actions.settle import Settled, grace_of, settle
-from hub.background.inbox import InboxDesk
+from hub.background.inbox import InboxDesk, InboxMedia
 from hub.media.values import ParticipantInfo, RoomInfo
 from hub.protocol.errors import ClusterUnavailable, HubError, NotFound
 from hub.state.call import MakeRoom
@@ -49,7 +50,7 @@ OUR_ROOM = re.compile(r"^room_[a-z0-9]+_\d+$")
 _ORPHAN_AFTER = timedelta(seconds=60)
 
 
-class SweepMedia(RoomMedia, Protocol):
+class SweepMedia(InboxMedia, Protocol):
     async def list_rooms(
         self, names: Sequence[str] | None = None, *, region: str | None = None
     ) -> Sequence[RoomInfo]: ...
@@ -263,8 +264,9 @@ class Sweep:
             CORRECTIONS.labels(correction.kind).inc()
 
     async def _one(self, call: OpenCall, listings: Mapping[str, _Listing], *, dry_run: bool) -> _Outcome:
+        connected: list[ParticipantInfo] = []
         try:
-            news = await self._news(call, listings)
+            news = await self._news(call, listings, connected)
             if not news:
                 return _Outcome(call.room_name, skipped=True)
             settled = await self._settle(call, news, dry_run=dry_run)
@@ -278,6 +280,7 @@ class Sweep:
             return _Outcome(call.room_name, skipped=True, failed=True)
         if not dry_run:
             await conclude(self._desk, settled)
+            await align(self._desk, call.tenant_id, call.call_id, connected)
         missing = any(isinstance(order, MakeRoom) for order in settled.orders)
         return _Outcome(call.room_name, corrections=_corrections(call, settled), room_missing=missing)
 
@@ -285,8 +288,10 @@ class Sweep:
         """A call that names no region, or one that is no more, is in the first."""
         return call.region if call.region is not None and call.region in listings else self._regions[0]
 
-    async def _news(self, call: OpenCall, listings: Mapping[str, _Listing]) -> list[FactEvent]:
-        """Empty: nothing can be said about this call now."""
+    async def _news(
+        self, call: OpenCall, listings: Mapping[str, _Listing], connected: list[ParticipantInfo]
+    ) -> list[FactEvent]:
+        """Empty: nothing can be said about this call now. Whoever LiveKit lists is put into `connected`."""
         region = self._region(call, listings)
         listing = listings[region]
         now = self._desk.clock()
@@ -309,6 +314,7 @@ class Sweep:
                 return [RoomAbsent(at=listing.at, known_at=now)]
             return [observed(room, None, listing.at)]
         self._strikes.pop(call.room_name, None)
+        connected.extend(people)
         return [observed(room, people, asked_at)]
 
     async def _settle(self, call: OpenCall, news: Sequence[FactEvent], *, dry_run: bool) -> Settled:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 from uuid import UUID, uuid4
 
 import msgspec
 import pytest
 
+from hub.actions.rights import align
 from hub.protocol.errors import Banned, Conflict, Forbidden, NotFound, NotInRoom, ValidationFailed
-from tests.actions.conftest import Node, Socket, eventually
+from tests.actions.conftest import TENANT, Node, Socket, eventually
 
 
 class Call:
@@ -63,6 +65,38 @@ async def test_a_new_role_reaches_livekit_and_everybody(call: Call) -> None:
         await call.sockets["bob"].do("hand:raise", call_id=call.id)
     log = await call.hub.rows("SELECT * FROM audit_log WHERE action = 'participant:set_role' ORDER BY id DESC LIMIT 1")
     assert msgspec.json.decode(log[0]["details"])["was"] == "participant"
+
+
+async def test_an_old_token_does_not_bring_old_rights(hub: Node) -> None:
+    """S-174: whoever connects by a token from before a demotion has the rights of now, in LiveKit too."""
+    call = Call(hub, await hub.person("ann").room())
+    await call.enter("ann")
+    bob = hub.person("bob").socket()
+    joined = await bob.join(call.id)
+    await hub.person("ann").do(
+        "participant:edit", call_id=call.id, participant_id=joined.self.participant_id, role="viewer"
+    )
+    await hub.connects(call.id, "bob", token=joined.media.token)
+    assert (await call.media("bob")).grant.can_publish
+    people = await hub.media.list_participants(await call.room_name())
+    assert await align(hub, TENANT, call.id, people) == 1
+    assert not (await call.media("bob")).grant.can_publish
+    # Now there is nothing to do.
+    people = await hub.media.list_participants(await call.room_name())
+    assert await align(hub, TENANT, call.id, people) == 0
+
+
+async def test_a_livekit_that_hangs_delays_nobody_beyond_the_deadline(call: Call) -> None:
+    call.hub.livekit.faults.hang.add("*")
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    await call.sockets["ann"].do(
+        "participant:set_role", call_id=call.id, participant_id=call.participants["bob"], role="viewer"
+    )
+    assert loop.time() - started < 3
+    started = loop.time()
+    await call.sockets["ann"].do("participant:kick", call_id=call.id, participant_id=call.participants["bob"])
+    assert loop.time() - started < 3
 
 
 async def test_nobody_acts_above_their_rank(call: Call) -> None:
