@@ -292,6 +292,18 @@ async def test_an_evicted_session_is_told_and_hears_no_more(edge: Node) -> None:
         await until(lambda: not edge.hub.roster.entries)
 
 
+async def test_who_hears_that_a_call_has_ended_is_out(edge: Node) -> None:
+    call_id = uuid4()
+    async with raw(edge.socket_url, token="good:a") as client:
+        await client.command("room:join", {"call_id": str(call_id)})
+        await edge.hub.bus.to_room(call_id, "test:posted", {"text": "x"})
+        await edge.hub.bus.to_room(call_id, "room:ended", {"reason": "ended_by_host"})
+        assert [(await client.event())[0] for _ in range(2)] == ["test:posted", "room:ended"]
+        await until(lambda: not edge.hub.roster.entries)
+        await edge.hub.bus.to_room(call_id, "test:posted", {"text": "y"})
+        await client.silence()
+
+
 @pytest.mark.parametrize(("reconnect", "code"), [(True, 1012), (False, 1000)])
 async def test_a_closed_session_is_told_whether_to_come_back(edge: Node, reconnect: bool, code: int) -> None:
     async with raw(edge.socket_url, token="good:a") as client:

@@ -27,6 +27,7 @@ from hub.protocol import errors
 from hub.protocol.errors import HubError
 from hub.protocol.notices import Recovery, ServerDegraded, ServerDraining, SessionReady, You
 from hub.protocol.notices import Server as ServerView
+from hub.protocol.rooms import RoomEnded
 from hub.transport.address import client_address, networks
 from hub.transport.problems import problem
 from hub.transport.socketio import frames, handshake
@@ -169,6 +170,13 @@ class Edge:
         self, call_id: UUID, offset: int | None, epoch: str, name: str, body: bytes, skip_session: str | None
     ) -> None:
         self.rooms.deliver(call_id, offset, epoch, name, body, skip_session)
+        if name == RoomEnded.name:
+            # However a call ends: who has heard of it has no room any more.
+            self.rooms.then(call_id, lambda: self._over(call_id))
+
+    def _over(self, call_id: UUID) -> None:
+        for session in self.rooms.hearing(call_id):
+            self.attendance.put_out(session, call_id)
 
     def deliver_user(self, tenant_id: UUID, user_id: str, name: str, body: bytes) -> None:
         for session in list(self._users.get((tenant_id, user_id), ())):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from uuid import UUID
 
 import msgspec
@@ -88,7 +89,7 @@ class _Work(msgspec.Struct):
 
 
 class _Room:
-    __slots__ = ("due", "guards", "last", "members", "pending", "work")
+    __slots__ = ("due", "guards", "last", "members", "pending", "then", "work")
 
     def __init__(self) -> None:
         self.members: dict[Codec, dict[Socket, None]] = {}
@@ -97,6 +98,8 @@ class _Room:
         self.work: deque[_Work] = deque()
         self.last: Position | None = None
         self.due = False
+        # What follows when everything due has been written.
+        self.then: Callable[[], None] | None = None
 
 
 class Rooms:
@@ -116,6 +119,18 @@ class Rooms:
             return []
         live = [socket.session for sockets in room.members.values() for socket in sockets if socket.session]
         return [*live, *room.guards]
+
+    def hearing(self, call_id: UUID) -> list[Session]:
+        """Those whom events reach at once: everybody but who is still on the way in."""
+        room = self._rooms.get(call_id)
+        entering = {session for session, guard in room.guards.items() if guard.held is not None} if room else ()
+        return [session for session in self.sessions(call_id) if session not in entering]
+
+    def then(self, call_id: UUID, follow: Callable[[], None]) -> None:
+        """Call `follow` once everything delivered so far has been written."""
+        room = self._rooms.get(call_id)
+        if room is not None and room.due:
+            room.then = follow
 
     def enter(self, call_id: UUID, session: Session) -> None:
         """From now on events of the room are held for `session`, until `release`."""
@@ -187,6 +202,9 @@ class Rooms:
                 due.append(room)
             else:
                 room.due = False
+                follow, room.then = room.then, None
+                if follow is not None:
+                    follow()
         if due:
             asyncio.get_running_loop().call_soon(self._turn)
         else:
