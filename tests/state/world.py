@@ -154,6 +154,25 @@ class World:
         self._person(identity, token_issued_at=at(self.now), token_expires_at=at(self.now + 600))
         self.hear()
 
+    def readmit(self, identity: str) -> None:
+        """Let in again by the token route, kicked or not."""
+        if self.facts.participants[self.people[identity]].kicked:
+            self._person(identity, readmitted_at=at(self.now))
+        self.disturbed()
+        self.invite(identity)
+
+    def attach(self, identity: str) -> None:
+        """`room:join`, which lets nobody in who was kicked or came too late."""
+        person = self.facts.participants[self.people[identity]]
+        if not person.attached and not person.kicked and self.state.status != "ended":
+            self._person(identity, hub_joined_at=at(self.now), hub_left_at=None)
+            self.hear()
+
+    def detach(self, identity: str) -> None:
+        if self.facts.participants[self.people[identity]].attached:
+            self._person(identity, hub_left_at=at(self.now), hub_left_reason="connection_lost")
+            self.hear()
+
     def kick(self, identity: str) -> None:
         self._person(identity, kick_requested_at=at(self.now), kick_reason="noise", readmitted_at=None)
         self.disturbed()
@@ -161,7 +180,8 @@ class World:
 
     def say_goodbye(self, identity: str) -> None:
         """`room:leave`; the client closes its media connection too, or the hub does it for it."""
-        self._person(identity, leave_requested_at=at(self.now))
+        left = {"hub_left_at": at(self.now)} if self.facts.participants[self.people[identity]].attached else {}
+        self._person(identity, leave_requested_at=at(self.now), **left)
         self.disturbed()
         self.hear()
         self._obey(Remove(identity))
