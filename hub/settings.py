@@ -94,7 +94,8 @@ def _address(value: str) -> Address:
 
 def _url(*schemes: str) -> Callable[[str], str]:
     def parse(value: str) -> str:
-        if urlsplit(value).scheme not in schemes or not urlsplit(value).netloc:
+        parts = urlsplit(value)
+        if parts.scheme not in schemes or not (parts.path if parts.scheme in ("file", "unix") else parts.netloc):
             raise ValueError(f"a URL that begins with {' or '.join(f'{scheme}://' for scheme in schemes)}")
         return value.rstrip("/")
 

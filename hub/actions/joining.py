@@ -57,6 +57,9 @@ async def admit(
     members.demand_open(call)
     identity = members.identity_of(actor.user_id, device_id)
     participant = await participants.by_identity(tx, call_id, identity)
+    if participant is not None and participant.user_id != actor.user_id:
+        # A user id may hold a colon: "ada" on the device "x" must not become the user "ada:x".
+        raise errors.Conflict("somebody else in this call has that identity: choose another device_id")
     head = members.heads(actor, call)
     if not head and await bans.active(tx, call_id, actor.user_id, now):
         raise errors.Banned()

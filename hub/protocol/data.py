@@ -16,7 +16,9 @@ class SendData(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A text of yours, to some or to everybody in the SFU room. It is not kept and not acknowledged by them."""
 
     call_id: CallId
-    topic: Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[\w.:/-]+$", description="What it is about.")]
+    topic: Annotated[
+        str, Meta(min_length=1, max_length=64, pattern=r"^[\w.:/-]+$(?!\n)", description="What it is about.")
+    ]
     # The bytes are counted by the action: a character can be four of them.
     data: Annotated[str, Meta(max_length=15_360, description="Up to 15 KiB of UTF-8.")]
     to: (

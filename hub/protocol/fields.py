@@ -7,6 +7,8 @@ from uuid import UUID
 
 from msgspec import Meta
 
+# In patterns: Python's `$` also stands before a last line break, hence the `(?!\n)` behind it.
+
 CallId = Annotated[UUID, Meta(description="The call. Paths of the REST twin also take its `room_name`.")]
 ParticipantId = Annotated[UUID, Meta(description="Somebody in the call, as in `participants[].participant_id`.")]
 DisplayName = Annotated[
@@ -15,7 +17,7 @@ DisplayName = Annotated[
         min_length=1,
         max_length=128,
         # No control characters: they would break the lists of every other client.
-        pattern=r"^[^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*$",
+        pattern=r"^[^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*$(?!\n)",
         description="What others see; never an identity.",
     ),
 ]
@@ -24,7 +26,7 @@ CallName = Annotated[
     Meta(
         min_length=1,
         max_length=200,
-        pattern=r"^[^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*$",
+        pattern=r"^[^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*$(?!\n)",
         description="What the call is called.",
     ),
 ]
@@ -33,7 +35,7 @@ DeviceId = Annotated[
     Meta(
         min_length=1,
         max_length=64,
-        pattern=r"^[A-Za-z0-9._-]+$",
+        pattern=r"^[A-Za-z0-9._-]+$(?!\n)",
         description="A stable id of this device. With it one person can be in a call on two devices; without it the "
         "newer one takes over.",
     ),

@@ -176,7 +176,10 @@ class ListEvents(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     call_id: CallId
     since: Annotated[
-        str, Meta(max_length=90, pattern=r"^[^:]{1,64}:\d{1,16}$", description="`epoch:offset` of the last event seen.")
+        str,
+        Meta(
+            max_length=90, pattern=r"^[^:]{1,64}:\d{1,16}$(?!\n)", description="`epoch:offset` of the last event seen."
+        ),
     ]
 
 

@@ -13,6 +13,7 @@ import pytest
 from hub.protocol.errors import (
     AlreadyInRoom,
     ClusterUnavailable,
+    Conflict,
     HubError,
     LobbyRequired,
     NotFound,
@@ -52,6 +53,23 @@ async def test_the_identity_is_stable_and_a_device_has_its_own(hub: Node) -> Non
     assert (first.identity, first.participant_id) == (second.identity, second.participant_id)
     assert phone.identity == "john:phone"
     assert phone.participant_id != first.participant_id
+
+
+async def test_a_device_cannot_be_made_to_look_like_somebody_else(hub: Node) -> None:
+    """S-173: user ids may hold a colon, as an identity with a device does."""
+    call_id = await hub.person("ann").room()
+    owner_of_the_name = await hub.person("john:phone").do("room:token", call_id=call_id)
+    with pytest.raises(Conflict):
+        await hub.person("john").do("room:token", call_id=call_id, device_id="phone")
+    row = await hub.rows("SELECT user_id FROM call_participants WHERE id = $1", owner_of_the_name.participant_id)
+    assert row[0]["user_id"] == "john:phone"
+
+
+@pytest.mark.parametrize("name", ["Ann\n", "\n", "Ann\x1b[31m"])
+async def test_a_name_with_a_line_break_is_refused(hub: Node, name: str) -> None:
+    call_id = await hub.person("ann").room()
+    with pytest.raises(ValidationFailed):
+        await hub.person("john").do("room:token", call_id=call_id, display_name=name)
 
 
 @pytest.mark.parametrize(
