@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from hub.protocol.errors import ValidationFailed
-from hub.protocol.plain import plain
+from hub.protocol.plain import closed, plain
 
 
 def test_whole_numbers_are_whole_however_they_were_written() -> None:
@@ -44,3 +45,21 @@ def test_what_no_database_holds_is_refused_by_its_place(payload: dict[Any, Any],
         plain(payload)
     assert [error.path for error in refusal.value.errors] == [path]
     assert "\x00" not in refusal.value.message
+
+
+def test_only_a_message_that_is_declared_to_its_end_is_closed() -> None:
+    class Inner(msgspec.Struct, forbid_unknown_fields=True):
+        number: int
+
+    class Outer(msgspec.Struct, forbid_unknown_fields=True):
+        inner: list[Inner] | None = None
+        text: str = ""
+
+    class Free(msgspec.Struct, forbid_unknown_fields=True):
+        metadata: dict[str, Any] = {}
+
+    class Loose(msgspec.Struct):
+        text: str
+
+    assert closed(Outer)
+    assert not closed(Free) and not closed(Loose)

@@ -5,10 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+import msgspec
+from msgspec import inspect
+
 from hub.protocol.errors import FieldError, ValidationFailed
 
 # The largest whole number that a JSON number holds exactly everywhere.
 _EXACT: Final = 2**53
+# JSON has no two ways to write these.
+_PLAIN = (
+    inspect.NoneType, inspect.BoolType, inspect.IntType, inspect.StrType, inspect.BytesType, inspect.UUIDType,
+    inspect.DateTimeType, inspect.EnumType, inspect.LiteralType,
+)  # fmt: skip
 # Deeper than anything of ours or of people's metadata, and far from where Python stops.
 _DEPTH: Final = 64
 
@@ -19,6 +27,29 @@ def plain(payload: Mapping[str, Any]) -> dict[str, Any]:
     Text with a NUL is refused, which PostgreSQL cannot hold, and so are names that are no text and bottomless nesting.
     """
     return {_name(name, ""): _plain(value, str(name), 1) for name, value in payload.items()}
+
+
+def closed(message: type[msgspec.Struct]) -> bool:
+    """Whether all that `message` may hold is declared, so that nothing in it can need to be made plain."""
+    return _closed(inspect.type_info(message))
+
+
+def _closed(kind: inspect.Type) -> bool:
+    match kind:
+        case inspect.Metadata():
+            return _closed(kind.type)
+        case inspect.StructType():
+            return kind.forbid_unknown_fields and all(_closed(field.type) for field in kind.fields)
+        case inspect.UnionType():
+            return all(map(_closed, kind.types))
+        case inspect.ListType() | inspect.VarTupleType() | inspect.SetType() | inspect.FrozenSetType():
+            return _closed(kind.item_type)
+        case inspect.AnyType() | inspect.RawType() | inspect.DictType() | inspect.CustomType():
+            return False
+        case inspect.FloatType():
+            # 2.0 would be made 2.
+            return False
+    return isinstance(kind, _PLAIN)
 
 
 def _plain(value: Any, path: str, depth: int) -> Any:

@@ -1,0 +1,104 @@
+"""Coroutines that run until they have to wait, before anybody pays for the waiting.
+
+Many commands never wait. A task for each of them costs more than the command does: a turn of the loop, and a timer for
+the deadline. So the first step runs at once; only what then waits becomes a task, and gets its timer. (Half of this is
+`eager_start` of Python 3.12; the deadline is not.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+def start(coro: Coroutine[Any, Any, None], spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]) -> bool:
+    """Run the first step of `coro` now and `spawn` a task for the rest. True: there was no rest.
+
+    What the first step raises is raised here. Not to be called from within a task.
+    """
+    loop, stand_in = asyncio.get_running_loop(), _StandIn()
+    # Public for implementations of tasks other than asyncio's own (the manual, "Extending").
+    asyncio._enter_task(loop, stand_in)  # type: ignore[arg-type]
+    try:
+        waits_for = coro.send(None)
+    except StopIteration:
+        return True
+    finally:
+        asyncio._leave_task(loop, stand_in)  # type: ignore[arg-type]
+    stand_in.task = spawn(_rest(coro, waits_for))
+    return False
+
+
+class within(Generic[T]):
+    """The result of `coro`, which may wait `seconds` in all. Raises TimeoutError."""
+
+    __slots__ = ("_coro", "_seconds")
+
+    def __init__(self, seconds: float, coro: Coroutine[Any, Any, T]) -> None:
+        self._seconds, self._coro = seconds, coro
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        try:
+            waits_for = self._coro.send(None)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        return (yield from _bounded(self._seconds, self._coro, waits_for).__await__())
+
+
+async def _bounded(seconds: float, coro: Coroutine[Any, Any, T], waits_for: Any) -> T:
+    async with asyncio.timeout(seconds):
+        return await _Rest(coro, waits_for)
+
+
+async def _rest(coro: Coroutine[Any, Any, None], waits_for: Any) -> None:
+    await _Rest(coro, waits_for)
+
+
+class _Rest(Generic[T]):
+    """What is left of a coroutine that has run as far as to wait for `waits_for`."""
+
+    __slots__ = ("_coro", "_waits_for")
+
+    def __init__(self, coro: Coroutine[Any, Any, T], waits_for: Any) -> None:
+        self._coro, self._waits_for = coro, waits_for
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        coro, waits_for = self._coro, self._waits_for
+        while True:
+            try:
+                yield waits_for
+            except BaseException as error:
+                # Cancelled, most likely. It may wait again, to clean up.
+                try:
+                    waits_for = coro.throw(error)
+                except StopIteration as done:
+                    result: T = done.value
+                    return result
+            else:
+                return (yield from coro.__await__())
+
+
+class _StandIn:
+    """The current task while a first step runs: what `asyncio.timeout` and the like ask of one goes to the task that
+    the rest becomes."""
+
+    __slots__ = ("task",)
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[None] | None = None
+
+    def cancel(self, msg: Any = None) -> bool:
+        return self.task is not None and self.task.cancel(msg)
+
+    def cancelling(self) -> int:
+        return self.task.cancelling() if self.task is not None else 0
+
+    def uncancel(self) -> int:
+        return self.task.uncancel() if self.task is not None else 0
+
+    def done(self) -> bool:
+        return self.task is not None and self.task.done()
