@@ -25,7 +25,7 @@ OWNER_PASSWORD = "owner-of-the-tests"
 APP_PASSWORD = "app-of-the-tests"
 TEMPLATE = "hub_template"
 # Tests lose nothing that anybody needs when the machine dies.
-_CARELESS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off"}
+CARELESS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off"}
 _serial = itertools.count(1)
 _LIVEKIT_FIXTURES = {"livekit", "start_livekit"}
 # The path of the server, or the reason why there is none.
@@ -85,7 +85,7 @@ def postgres() -> Iterator[Postgres]:
     # Not under pytest's own directory: that is closed to the user PostgreSQL becomes where root has no namespaces.
     with (
         tempfile.TemporaryDirectory(prefix="auralink-pg-") as directory,
-        Postgres(Path(directory), settings=_CARELESS) as server,
+        Postgres(Path(directory), settings=CARELESS) as server,
     ):
         yield server
 

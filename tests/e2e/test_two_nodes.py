@@ -146,8 +146,8 @@ async def _until_certain(person: Person, call_id: str) -> dict[str, Any]:
 async def test_who_was_on_a_node_that_died_has_left_after_the_grace_and_not_before(hub: Stage) -> None:
     """S-111: who comes back in time on another node is never told to have left."""
     await two(hub)
-    grace = {"AURALINK_SOCKET_GRACE_S": str(SOCKET_GRACE_S)}
-    witness_node, doomed = await hub.node(**grace), await hub.node(**grace)
+    grace_s = str(SOCKET_GRACE_S)
+    witness_node, doomed = [await hub.node(AURALINK_SOCKET_GRACE_S=grace_s) for _ in range(2)]
     for node in hub.nodes[:2]:
         # Any node may declare a socket lost; those with the long grace must not be the ones that look.
         await node.stop()
