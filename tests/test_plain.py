@@ -47,19 +47,23 @@ def test_what_no_database_holds_is_refused_by_its_place(payload: dict[Any, Any],
     assert "\x00" not in refusal.value.message
 
 
+class Inner(msgspec.Struct, forbid_unknown_fields=True):
+    number: int
+
+
+class Outer(msgspec.Struct, forbid_unknown_fields=True):
+    inner: list[Inner] | None = None
+    text: str = ""
+
+
+class Free(msgspec.Struct, forbid_unknown_fields=True):
+    metadata: dict[str, Any] = {}
+
+
+class Loose(msgspec.Struct):
+    text: str
+
+
 def test_only_a_message_that_is_declared_to_its_end_is_closed() -> None:
-    class Inner(msgspec.Struct, forbid_unknown_fields=True):
-        number: int
-
-    class Outer(msgspec.Struct, forbid_unknown_fields=True):
-        inner: list[Inner] | None = None
-        text: str = ""
-
-    class Free(msgspec.Struct, forbid_unknown_fields=True):
-        metadata: dict[str, Any] = {}
-
-    class Loose(msgspec.Struct):
-        text: str
-
     assert closed(Outer)
     assert not closed(Free) and not closed(Loose)
