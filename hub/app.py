@@ -369,8 +369,16 @@ def make_rules(settings: Settings) -> Rules:
         socket_grace_s=settings.socket_grace_s,
         absent_room_grace_s=settings.absent_room_grace_s,
         regions=("default", *settings.livekit_regions),
+        room_mark=_room_mark(settings),
         recovery_window_s=settings.recovery_window_s,
     )
+
+
+def _room_mark(settings: Settings) -> str:
+    """Four letters that only the nodes of this hub come to: of the environment's name and what they sign with."""
+    digest = hmac.digest(_cluster_secret(settings), f"room mark {settings.env}".encode(), hashlib.sha256)
+    alphabet = "abcdefghijklmnopqrstuvwxyz0123456789"
+    return "".join(alphabet[byte % len(alphabet)] for byte in digest[:4])
 
 
 def make_edge_options(settings: Settings) -> EdgeOptions:

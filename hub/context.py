@@ -318,6 +318,9 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     data_bytes: int = 15_360
     rooms_per_session: int = 64
     regions: tuple[str, ...] = ("default",)
+    # Rooms of ours are called `room_<mark>…`. Another hub on the same LiveKit has another mark, so that neither takes
+    # the other's rooms for orphans.
+    room_mark: str = "hub0"
     recovery_window_s: int = 120
 
 

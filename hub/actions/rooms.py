@@ -65,7 +65,7 @@ async def create(ctx: Context, message: CreateRoom) -> CreatedRoom:
     if message.max_participants is not None and message.max_participants > rules.max_participants:
         _refuse("max_participants", f"at most {rules.max_participants}")
     metadata = joining.fits(ctx, message.metadata)
-    room_name = new_room_name(int(ctx.now().timestamp()))
+    room_name = new_room_name(rules.room_mark, int(ctx.now().timestamp()))
     try:
         room = await ctx.hub.media.create_room(
             room_name,
@@ -122,9 +122,9 @@ async def _undo(ctx: Context, room_name: str, region: str | None) -> None:
         log.warning("room_left_behind", error=type(error).__name__, request_id=ctx.request_id)
 
 
-def new_room_name(at: int) -> str:
-    """LiveKit's name of a call's room, which nobody can guess and no other call gets."""
-    return f"room_{''.join(secrets.choice(_ALPHABET) for _ in range(12))}_{at}"
+def new_room_name(mark: str, at: int) -> str:
+    """LiveKit's name of a call's room, which nobody can guess and no other call gets. `mark` says whose it is."""
+    return f"room_{mark}{''.join(secrets.choice(_ALPHABET) for _ in range(12))}_{at}"
 
 
 @commands.add("room:list", needs="user", http=Http("GET", "/rooms"), socket=False, mutates=False)

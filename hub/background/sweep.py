@@ -333,13 +333,16 @@ class Sweep:
     async def _orphans(
         self, listings: Mapping[str, _Listing], open_rooms: Collection[str], *, dry_run: bool
     ) -> list[Correction]:
-        """Delete rooms named like ours that no open call has."""
+        """Delete rooms that this hub made and no open call has."""
         found: list[Correction] = []
+        ours = f"room_{self._desk.rules.room_mark}"
         for region, listing in listings.items():
             old = [
                 room.name
                 for room in (listing.rooms or {}).values()
-                if room.name not in open_rooms and room.created_at <= listing.at - _ORPHAN_AFTER
+                if room.name.startswith(ours)
+                and room.name not in open_rooms
+                and room.created_at <= listing.at - _ORPHAN_AFTER
             ]
             if not old:
                 continue

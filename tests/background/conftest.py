@@ -84,7 +84,7 @@ class World:
 
     async def call(self, *identities: str, room: bool = True) -> Call:
         """A call with its room, and people who have their tokens."""
-        name = f"room_{secrets.token_hex(6)}_{int(self.clock().timestamp())}"
+        name = f"room_hub0{secrets.token_hex(6)}_{int(self.clock().timestamp())}"
         info = await self.media.create_room(name, departure_timeout_s=20, empty_timeout_s=300) if room else None
         async with self.db.tenant(self.tenant_id) as tx:
             await tenants.seen(tx)

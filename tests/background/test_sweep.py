@@ -111,17 +111,18 @@ async def test_the_kicked_are_removed_by_the_sweep_too(world: World) -> None:
     assert set(world.livekit.rooms[name].participants) == {"bob"}
 
 
-async def test_rooms_without_a_call_are_deleted_and_others_are_not(world: World) -> None:
+async def test_rooms_without_a_call_are_deleted_and_those_of_others_are_not(world: World) -> None:
     """S-043: what a failed creation left behind."""
     call = await world.call("anna")
-    await world.media.create_room("room_orphan_1")
+    await world.media.create_room("room_hub0orphan_1")
     await world.media.create_room("somebody_elses")
+    await world.media.create_room("room_hub1other_1")
     await world.sweep.once()
-    assert "room_orphan_1" in world.livekit.rooms
+    assert "room_hub0orphan_1" in world.livekit.rooms
     world.clock.forward(61)
     report = await world.sweep.once()
-    assert [c.room_name for c in report.corrections if c.kind == "orphan_room"] == ["room_orphan_1"]
-    assert set(world.livekit.rooms) == {call.livekit_room_name, "somebody_elses"}
+    assert [c.room_name for c in report.corrections if c.kind == "orphan_room"] == ["room_hub0orphan_1"]
+    assert set(world.livekit.rooms) == {call.livekit_room_name, "somebody_elses", "room_hub1other_1"}
 
 
 async def test_a_room_that_outlives_its_call_is_deleted(world: World) -> None:
