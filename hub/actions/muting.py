@@ -7,7 +7,7 @@ from uuid import UUID
 
 import msgspec
 
-from db import calls, participants
+from db import audit, calls, participants
 from db.calls import Call
 from db.participants import Participant
 from hub.actions import members
@@ -127,6 +127,7 @@ async def _keep_facts(ctx: Context, call: Call, found: list[_Found], muted: bool
     now = ctx.now()
     async with ctx.transaction(turn=call.id) as tx:
         locked = await calls.lock(tx, call.id)
+        # Deleted, or its room gone, in this very moment: there is nothing left to know.
         if locked is None or locked.livekit_room_sid is None:
             return
         news = [
@@ -143,6 +144,15 @@ async def _keep_facts(ctx: Context, call: Call, found: list[_Found], muted: bool
             for each in found
         ]
         settled = await settle(tx, call.id, now, fold=news, grace=grace_of(ctx.hub.rules))
+        for muted_one in _summed(found):
+            await audit.add(
+                tx,
+                actor=ctx.actor.user_id,
+                action="participant:mute",
+                target_type="participant",
+                target_id=str(muted_one.participant_id),
+                details={"call_id": str(call.id), "sources": muted_one.sources, "muted": muted},
+            )
     await announce(ctx, settled)
 
 

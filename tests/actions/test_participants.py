@@ -212,6 +212,8 @@ async def test_a_mute_mutes_in_livekit_and_is_told(call: Call) -> None:
     heard = dict(call.sockets["ann"].heard[-2:])
     assert heard["participant:muted"]["muted"] is True
     assert heard["media:changed"]["media"] == {"microphone": False, "camera": True, "screen_share": False}
+    log = await call.hub.rows("SELECT actor, target_id FROM audit_log WHERE action = 'participant:mute'")
+    assert [tuple(row) for row in log] == [("mod", str(bob))]
     # Muted already: nothing to do, nothing to tell.
     assert (await call.sockets["mod"].do("participant:mute", **mute)).muted == []
 
