@@ -31,7 +31,7 @@ from hub.background.tidy import Tidy
 from hub.cluster import Cluster
 from hub.cluster.lock import Leadership
 from hub.cluster.sessions import SessionInfo, Sessions
-from hub.context import Rules
+from hub.context import Reconciliation, Rules
 from hub.dispatch import Dispatcher
 from hub.media.livekit import LiveKit
 from hub.media.values import Server
@@ -113,16 +113,15 @@ class _Reconciler:
     def __init__(self, sweep: Sweep) -> None:
         self._sweep = sweep
 
-    async def now(self, *, dry_run: bool = False) -> dict[str, int]:
+    async def now(self, *, dry_run: bool = False) -> Reconciliation:
         report = await self._sweep.once(dry_run=dry_run)
-        counts = Counter(correction.kind for correction in report.corrections)
-        return {
-            "calls": report.calls,
-            "rooms": report.rooms,
-            "skipped": report.skipped,
-            "unreachable_regions": len(report.unreachable),
-            **counts,
-        }
+        return Reconciliation(
+            calls=report.calls,
+            rooms=report.rooms,
+            skipped=report.skipped,
+            unreachable_regions=len(report.unreachable),
+            corrections=Counter(correction.kind for correction in report.corrections),
+        )
 
 
 class _SessionRegister:

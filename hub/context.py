@@ -254,10 +254,19 @@ class Sessions(Protocol):
     async def find(self, tenant_id: UUID, session_id: str) -> SessionEntry | None: ...
 
 
+class Reconciliation(msgspec.Struct, frozen=True):
+    """One comparison of all calls with LiveKit: what was looked at, and how many of what were (or would be) set right."""
+
+    calls: int
+    rooms: int
+    # Calls that could not be compared this time, and regions whose LiveKit did not answer.
+    skipped: int
+    unreachable_regions: int
+    corrections: Mapping[str, int]
+
+
 class Reconciler(Protocol):
-    async def now(self, *, dry_run: bool = False) -> Mapping[str, int]:
-        """Compare all calls with LiveKit once; how many of what were (or would be) set right."""
-        ...
+    async def now(self, *, dry_run: bool = False) -> Reconciliation: ...
 
 
 class Hub(Protocol):

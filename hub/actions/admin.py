@@ -247,8 +247,15 @@ async def config(ctx: Context, message: Empty) -> ConfigAnswer:
 async def reconcile(ctx: Context, message: Reconcile) -> Reconciled:
     """Compare all calls with LiveKit now, and mend what differs; `dry_run` only says what differs."""
     await _note(ctx, "node:reconcile", "node", ctx.hub.node_id, None)
-    corrections = await ctx.hub.reconcile.now(dry_run=message.dry_run)
-    return Reconciled(corrections=dict(corrections), dry_run=message.dry_run)
+    done = await ctx.hub.reconcile.now(dry_run=message.dry_run)
+    return Reconciled(
+        dry_run=message.dry_run,
+        calls=done.calls,
+        rooms=done.rooms,
+        skipped=done.skipped,
+        unreachable_regions=done.unreachable_regions,
+        corrections=dict(done.corrections),
+    )
 
 
 async def _note(ctx: Context, action: str, target_type: str, target_id: str, reason: str | None) -> None:

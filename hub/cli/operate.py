@@ -112,8 +112,13 @@ def reconcile(*, dry_run: bool = False, url: Url = None, token: Token = None, js
     if json:
         emit_json(report)
         return OK
-    for key, value in report.items():
-        say(f"{key.ljust(22)} {value}")
+    say(f"compared {report['calls']} calls with {report['rooms']} rooms")
+    if report["unreachable_regions"] or report["skipped"]:
+        say(f"{report['unreachable_regions']} regions did not answer, {report['skipped']} calls were skipped")
+    for kind, count in sorted(report["corrections"].items()):
+        say(f"{'would mend' if dry_run else 'mended'} {count} × {kind}")
+    if not report["corrections"]:
+        say("nothing to mend")
     return OK
 
 

@@ -147,7 +147,11 @@ class Reconcile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Reconciled(msgspec.Struct, frozen=True):
-    """How many of what were set right, or would be."""
+    """What was compared, and how many of what were set right, or would be."""
 
-    corrections: dict[str, int]
     dry_run: bool
+    calls: int
+    rooms: int
+    skipped: Annotated[int, Meta(description="Calls that could not be compared this time.")]
+    unreachable_regions: Annotated[int, Meta(description="Regions whose LiveKit did not answer.")]
+    corrections: dict[str, int]

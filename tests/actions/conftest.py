@@ -24,7 +24,7 @@ from hub.actions.members import authorize
 from hub.actions.orders import conclude
 from hub.actions.settle import grace_of, settle
 from hub.cluster import Cluster
-from hub.context import Actor, Context, GuestPass, Position, RosterEntry, Rules
+from hub.context import Actor, Context, GuestPass, Position, Reconciliation, RosterEntry, Rules
 from hub.dispatch import Ack, Dispatcher
 from hub.embedded import Valkey
 from hub.media.livekit import LiveKit
@@ -129,9 +129,9 @@ class _Reconciler:
     def __init__(self) -> None:
         self.asked: list[bool] = []
 
-    async def now(self, *, dry_run: bool = False) -> Mapping[str, int]:
+    async def now(self, *, dry_run: bool = False) -> Reconciliation:
         self.asked.append(dry_run)
-        return {"rooms": 0, "participants": 2}
+        return Reconciliation(calls=3, rooms=2, skipped=0, unreachable_regions=0, corrections={"participant:left": 2})
 
 
 class _Tokens:

@@ -109,7 +109,7 @@ async def test_the_inbox_shows_ones_own_calls_webhooks(hub: Node) -> None:
 async def test_reconcile_asks_for_a_sweep(hub: Node) -> None:
     boss = hub.person("boss", admin=True)
     answer = await boss.do("admin:reconcile", dry_run=True)
-    assert (hub.reconcile.asked, answer.corrections["participants"], answer.dry_run) == ([True], 2, True)
+    assert (hub.reconcile.asked, answer.corrections["participant:left"], answer.dry_run) == ([True], 2, True)
 
 
 async def test_the_config_is_what_the_node_shows(hub: Node) -> None:
