@@ -77,9 +77,10 @@ async def test_the_published_table_holds(hub: Node, role: Role) -> None:
             if not (command.socket if door == "socket" else command.http):
                 continue
             call_id = await owner.room()
-            somebody = hub.person("somebody").socket()
+            # Somebody new each time: nobody may join that often.
+            somebody = hub.person(f"somebody of {call_id}").socket()
             target = (await somebody.join(call_id, media=False)).self.participant_id
-            actor = hub.person("actor")
+            actor = hub.person(f"actor of {call_id}")
             socket = actor.socket()
             mine = (await socket.join(call_id, media=False)).self.participant_id
             if role != "participant":

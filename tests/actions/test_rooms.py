@@ -77,7 +77,7 @@ async def test_screens_are_shared_by_default(hub: Node) -> None:
         ({"name": "x", "colour": "red"}, "colour"),
         ({"name": "x", "region": "mars"}, "region"),
         ({"name": "x", "metadata": {"long": "x" * 9000}}, "metadata"),
-        ({"name": "x", "metadata": {"nul": "\0"}}, "metadata"),
+        ({"name": "x", "metadata": {"nul": "\0"}}, "metadata.nul"),
         ({"max_participants": 2}, "name"),
     ],
 )
