@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import structlog
 from aiohttp import web
 
@@ -36,6 +37,7 @@ from hub.dispatch import Dispatcher
 from hub.media.livekit import LiveKit
 from hub.media.values import Server
 from hub.media.webhooks import parse
+from hub.protocol.errors import ClusterUnavailable
 from hub.settings import Address, Settings
 from hub.transport import docs, health, middleware, rest, webhook
 from hub.transport.auth import TokenRules, Tokens, tenant_id
@@ -202,7 +204,7 @@ async def _serving(node: Node) -> AsyncIterator[None]:
         hub=node,
         subscriptions=node.bus,
         register=_SessionRegister(node.sessions),
-        options=make_edge_options(settings),
+        options=msgspec.structs.replace(make_edge_options(settings), limits=node.rules.published()),
     )
     node.bus.listen(edge)
     node.roster.when_gone(edge.seen_as_lost)
@@ -227,7 +229,7 @@ async def _serving(node: Node) -> AsyncIterator[None]:
         Due(node).run(),
         LostSockets(node, node.roster).run(),
         Tidy(node.db, node.clock).run(),
-        _watch_loop(),
+        _watch(node),
     ]
     if node.tokens.keys is not None:
         works.append(node.tokens.keys.run())
@@ -244,10 +246,19 @@ async def _serving(node: Node) -> AsyncIterator[None]:
                     yield
                 finally:
                     node.draining = True
+                    await _say_draining(node)
                     await edge.drain()
         finally:
             for loop in loops:
                 loop.cancel()
+
+
+async def _say_draining(node: Node) -> None:
+    """The other nodes and the operators see it; without Redis they see it when the lease ends."""
+    try:
+        await node.nodes.drain()
+    except ClusterUnavailable:
+        log.warning("drains_unseen")
 
 
 @asynccontextmanager
@@ -370,6 +381,7 @@ def make_rules(settings: Settings) -> Rules:
         regions=("default", *settings.livekit_regions),
         room_mark=_room_mark(settings),
         recovery_window_s=settings.recovery_window_s,
+        sockets=make_edge_options(settings).published(),
     )
 
 
@@ -395,6 +407,8 @@ def make_edge_options(settings: Settings) -> EdgeOptions:
 
 MEDIA_CALLS = metrics.counter("livekit_calls", "Calls to LiveKit by method and outcome", "method", "outcome")
 MEDIA_SECONDS = metrics.histogram("livekit_call", "Time of a call to LiveKit", "method")
+BUS = metrics.gauge("bus_events", "What the bus did since the node's start, by kind", "kind")
+DATABASE = metrics.gauge("database_connections", "Connections to PostgreSQL in use")
 LOOP_LAG = metrics.gauge("event_loop_lag_seconds", "How late the event loop ran its last timer")
 
 
@@ -403,12 +417,16 @@ def _observe_media(method: str, outcome: str, seconds: float) -> None:
     MEDIA_SECONDS.labels(method).observe(seconds)
 
 
-async def _watch_loop() -> None:
+async def _watch(node: Node) -> None:
+    """Twice a second: how late the loop is, what the bus did, how many connections are in use."""
     loop = asyncio.get_running_loop()
     while True:
         due = loop.time() + 0.5
         await asyncio.sleep(0.5)
         LOOP_LAG.set(max(0.0, loop.time() - due))
+        DATABASE.set(node.db.in_use)
+        for kind, count in msgspec.structs.asdict(node.bus.counters).items():
+            BUS.labels(kind).set(count)
 
 
 def _tune_collector() -> None:

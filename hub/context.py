@@ -182,6 +182,7 @@ class Media(Protocol):
     ) -> None:
         """`identities` None: everybody in the room; an empty one: nobody."""
         ...
+
     def mint_token(
         self,
         *,
@@ -331,6 +332,14 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     # the other's rooms for orphans.
     room_mark: str = "hub0"
     recovery_window_s: int = 120
+    # What the socket edge holds its clients to, by name.
+    sockets: Mapping[str, Any] = {}
+
+    def published(self) -> dict[str, Any]:
+        """What everybody may know, for `/limits` and `session:ready`."""
+        limits: dict[str, Any] = msgspec.to_builtins(self)
+        del limits["room_mark"]
+        return limits | limits.pop("sockets")
 
 
 @dataclass(slots=True)

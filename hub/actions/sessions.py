@@ -56,6 +56,6 @@ async def limits(ctx: Context, message: Empty) -> LimitsAnswer:
     from hub.actions import all_commands
 
     return LimitsAnswer(
-        limits=msgspec.to_builtins(ctx.hub.rules),
+        limits=ctx.hub.rules.published(),
         rates={each.name: {"times": each.rate.times, "per_s": each.rate.per_s} for each in all_commands()},
     )
