@@ -256,7 +256,7 @@ class Sessions(Protocol):
 
 
 class Reconciliation(msgspec.Struct, frozen=True):
-    """One comparison of all calls with LiveKit: what was looked at, and how many of what were (or would be) set right."""
+    """One comparison of all calls with LiveKit, and how many of what were (or would be) set right."""
 
     calls: int
     rooms: int
@@ -376,7 +376,7 @@ class Context:
         return self.hub.db.tenant(self.actor.tenant_id, self.actor.user_id, turn=turn)
 
     async def keep(self, tx: Transaction, answer: Any) -> None:
-        """Store the answer in the transaction of its effect, so that a repeat under the same op_id can never do it twice."""
+        """Store the answer in the transaction of its effect: a repeat under the same op_id can never do it twice."""
         if self.op_key is not None:
             await idempotency.finish(tx, self.actor.user_id, self.op_key, msgspec.json.encode(answer))
             self.kept = True

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from hub.commands import Commands, Empty, Http, Rate
 from hub.context import Context
 from hub.protocol import errors
