@@ -27,14 +27,13 @@ TEMPLATE = "hub_template"
 # Tests lose nothing that anybody needs when the machine dies.
 CARELESS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "autovacuum": "off"}
 _serial = itertools.count(1)
-_LIVEKIT_FIXTURES = {"livekit", "start_livekit"}
 # The path of the server, or the reason why there is none.
 _livekit = pytest.StashKey[Path | str]()
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Have LiveKit before the first test runs: a build takes minutes, and a test's time limit counts its fixtures."""
-    wanted = any(_LIVEKIT_FIXTURES & set(getattr(item, "fixturenames", ())) for item in session.items)
+    wanted = any("livekit_path" in getattr(item, "fixturenames", ()) for item in session.items)
     if not wanted or session.config.option.collectonly:
         return
     try:

@@ -113,4 +113,4 @@ async def test_a_livekit_that_stays_away_ends_its_calls_after_the_grace(stage: S
     assert await stage.statuses(call_id) == {"ada": "left", "ben": "left", "cleo": "left"}
     rows = await stage.rows("SELECT left_at, duration_seconds FROM call_participants WHERE call_id = $1::uuid", call_id)
     assert all(row["left_at"] is not None and row["duration_seconds"] is not None for row in rows)
-    assert not await stage.rows("SELECT 1 FROM active_calls WHERE id = $1::uuid", call_id)
+    assert not await stage.rows("SELECT 1 FROM active_calls WHERE call_id = $1::uuid", call_id)
