@@ -358,6 +358,8 @@ class Context:
     _member: Member | None = None
     # The answer already kept beside the effect, in the same transaction.
     kept: bool = False
+    # The effect is about to be committed: from here on others are told of it, whoever still waits for the answer.
+    decided: bool = False
 
     def now(self) -> datetime:
         return self.hub.clock().astimezone(UTC)
@@ -376,10 +378,14 @@ class Context:
         return self.hub.db.tenant(self.actor.tenant_id, self.actor.user_id, turn=turn)
 
     async def keep(self, tx: Transaction, answer: Any) -> None:
-        """Store the answer in the transaction of its effect: a repeat under the same op_id can never do it twice."""
+        """Store the answer in the transaction of its effect: a repeat under the same op_id can never do it twice.
+
+        Last in the transaction: what comes after it is the commit, and then telling everybody.
+        """
         if self.op_key is not None:
             await idempotency.finish(tx, self.actor.user_id, self.op_key, msgspec.json.encode(answer))
             self.kept = True
+        self.decided = True
 
     async def tell(self, call_id: UUID, event: Event) -> None:
         """Everybody in the room hears `event`. Call it after the transaction."""

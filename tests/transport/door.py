@@ -94,6 +94,8 @@ class World:
     things: dict[UUID, Thing] = field(default_factory=dict)
     made: int = 0
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    decided: asyncio.Event = field(default_factory=asyncio.Event)
+    told: asyncio.Event = field(default_factory=asyncio.Event)
     seen: list[Context] = field(default_factory=list)
 
 
@@ -166,6 +168,18 @@ async def slow(ctx: Context, message: Nothing) -> None:
 async def long(ctx: Context, message: Nothing) -> None:
     """Take as long as the deadline allows."""
     await slow(ctx, message)
+
+
+@commands.add("thing:decide", needs="user", http=Http("POST", "/decisions"), rate=_OFTEN)
+async def decide(ctx: Context, message: Nothing) -> Nothing:
+    """Commit to something, and take a while to tell everybody."""
+    world = _world(ctx)
+    async with ctx.transaction() as tx:
+        await ctx.keep(tx, message)
+    world.decided.set()
+    await asyncio.sleep(0.3)
+    world.told.set()
+    return message
 
 
 @commands.add("thing:crash", needs="user", http=Http("POST", "/crash"), rate=_OFTEN)

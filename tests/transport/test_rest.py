@@ -294,6 +294,13 @@ async def test_a_client_that_goes_away_takes_its_work_along() -> None:
         await asyncio.wait_for(door.world.cancelled.wait(), 3)
 
 
+async def test_what_is_decided_is_told_also_when_the_client_goes_away(stored: Door) -> None:
+    asking = asyncio.create_task(stored.ask("POST", "/api/v1/decisions"))
+    await asyncio.wait_for(stored.world.decided.wait(), 3)
+    asking.cancel()
+    await asyncio.wait_for(stored.world.told.wait(), 3)
+
+
 # Tags.
 
 
