@@ -338,8 +338,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     def published(self) -> dict[str, Any]:
         """What everybody may know, for `/limits` and `session:ready`."""
         limits: dict[str, Any] = msgspec.to_builtins(self)
-        del limits["room_mark"]
-        return limits | limits.pop("sockets")
+        del limits["room_mark"], limits["sockets"]
+        return {**limits, **self.sockets}
 
 
 @dataclass(slots=True)
