@@ -1,7 +1,7 @@
 """The hub under test: the real edge, dispatcher, tokens and cluster, with a table of commands that needs no PostgreSQL.
 
-Everything between the socket and the action is what a node of the hub runs: authentication, validation, permission, rate
-limits (raised, but counted), metrics, log lines, and for events the same `ctx.tell` as any action's. Logs are at
+Everything between the socket and the action is what a node of the hub runs: authentication, validation, permission,
+rate limits (raised, but counted), metrics, log lines, and for events the same `ctx.tell` as any action's. Logs are at
 `warning`, as an operator would have them under such a load.
 
 Environment: PORT, BENCH_SECRET, REDIS_URL, NODE_ID, BENCH_STALL=1 (watch the event loop)
@@ -187,7 +187,9 @@ class BenchHub:
 async def serve(port: int, secret: str, redis_url: str, node_id: str, *, watch: bool) -> None:
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    async with Cluster.open(redis_url, env="bench", secret=secret.encode(), node_id=node_id, version=__version__) as cluster:
+    async with Cluster.open(
+        redis_url, env="bench", secret=secret.encode(), node_id=node_id, version=__version__
+    ) as cluster:
         hub = BenchHub(cluster, Tokens(TokenRules(secrets=(secret,))))
         seen = cast(Hub, hub)
         edge = Edge(
@@ -205,10 +207,10 @@ async def serve(port: int, secret: str, redis_url: str, node_id: str, *, watch: 
         middleware.setup(public, origins=frozenset(), https=False)
         edge.attach(public)
         async with asyncio.TaskGroup() as tasks:
-            loops = [tasks.create_task(edge.run()), tasks.create_task(app._watch_loop())]
+            loops = [tasks.create_task(edge.run())]
             if watch:
                 loops.append(tasks.create_task(hub.stall.watch()))
-            async with app._listening(public, Address("127.0.0.1", port), "PORT"):
+            async with app._listening(public, Address("127.0.0.1", port), "PORT", edge):
                 app._tune_collector()
                 await stop.wait()
             for loop in loops:

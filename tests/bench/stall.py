@@ -1,4 +1,4 @@
-"""The longest that an event loop kept a timer of one millisecond waiting; the Node peer measures itself the same way."""
+"""The longest that an event loop kept a timer of one millisecond waiting; the Node peer measures itself likewise."""
 
 from __future__ import annotations
 

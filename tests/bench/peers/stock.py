@@ -1,4 +1,4 @@
-"""The Python peer: python-socketio on aiohttp as its documentation sets it up, with the hub's commands of the benchmark.
+"""The Python peer: python-socketio on aiohttp as its documentation sets it up, with the commands of the benchmark.
 
 Environment: PORT, BENCH_SECRET, REDIS_URL (two nodes), BENCH_STALL=1 (watch the event loop)
 """
