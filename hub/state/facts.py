@@ -31,7 +31,9 @@ EVENT_RESOLUTION = timedelta(seconds=1)
 # Rejoining without end must not grow a row without end: beyond this the oldest intervals are joined into one.
 MAX_INTERVALS = 64
 
+# What a sweep concludes: gone together with everybody else, which may be the server's doing; or gone alone.
 SWEPT = "sweep"
+MISSED = "missed"
 SERVER_SHUTDOWN = "SERVER_SHUTDOWN"
 
 
@@ -516,7 +518,8 @@ def _miss_sessions(facts: CallFacts, at: datetime, present: set[str]) -> CallFac
             continue
         session = msgspec.structs.replace(session, miss=session.miss + 1)
         if session.miss >= MISSES:
-            session = msgspec.structs.replace(session, left_at=at, left_by="sweep", reason=SWEPT)
+            reason = MISSED if present else SWEPT
+            session = msgspec.structs.replace(session, left_at=at, left_by="sweep", reason=reason)
         facts = _put_session(facts, session)
     return facts
 

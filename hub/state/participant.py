@@ -13,7 +13,7 @@ from uuid import UUID
 
 import msgspec
 
-from hub.state.facts import SERVER_SHUTDOWN, SWEPT, ParticipantFacts, Session, Source, Track
+from hub.state.facts import MISSED, SERVER_SHUTDOWN, SWEPT, ParticipantFacts, Session, Source, Track
 
 Status = Literal["invited", "joining", "joined", "reconnecting", "left", "kicked"]
 IN_CALL: frozenset[Status] = frozenset({"joined", "reconnecting"})
@@ -68,7 +68,8 @@ class Grace(msgspec.Struct, frozen=True):
     absent_room_s: float = 60.0
 
     def of(self, reason: str) -> timedelta:
-        if reason == CLIENT_INITIATED:
+        if reason in (CLIENT_INITIATED, MISSED):
+            # Two looks, a whole interval apart, have waited already for whom they missed.
             return timedelta(seconds=self.leave_s)
         if reason == CONNECTION_TIMEOUT:
             return timedelta(seconds=min(self.timeout_s, self.reconnect_s))

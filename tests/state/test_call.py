@@ -538,7 +538,13 @@ def test_the_sweep_heals_a_lost_goodbye_at_the_second_look() -> None:
     story = Story("anna", "bob").hear(started(0), joined(1, "anna"), joined(1, "bob"), seen(10, person("bob")))
     assert story.status("anna", 10) == "joined"
     story.hear(seen(20, person("bob")))
-    assert (story.status("anna", 20), story.status("anna", 40)) == ("reconnecting", "left")
+    assert (story.status("anna", 20), story.status("anna", 22)) == ("reconnecting", "left")
+
+
+def test_who_vanished_together_with_everybody_is_waited_for_longer() -> None:
+    """A media server that lost its node says nothing, and its clients are back after some ten seconds."""
+    story = Story("anna", "bob").hear(started(0), joined(1, "anna"), joined(1, "bob"), seen(10), seen(20))
+    assert (story.status("anna", 39), story.status("anna", 40)) == ("reconnecting", "left")
 
 
 def test_what_the_sweep_concluded_it_may_revoke() -> None:
