@@ -41,14 +41,13 @@ from hub.protocol.errors import ClusterUnavailable
 from hub.settings import Address, Settings
 from hub.transport import docs, health, middleware, rest, webhook
 from hub.transport.auth import TokenRules, Tokens, tenant_id
-from hub.transport.socketio import Edge, EdgeOptions
+from hub.transport.socketio import Edge, EdgeOptions, listening
 from hub.transport.socketio.session import Session
 
 log = structlog.get_logger("hub.app")
 
 # PostgreSQL and the hub are often started together; a hub that waits spares the restart loop.
 _START_S = 30.0
-_BACKLOG = 4096
 # What a stop may take after the sockets have gone.
 _CLOSE_S = 3.0
 _STATEMENT_S = 1.0
@@ -238,7 +237,7 @@ async def _serving(node: Node) -> AsyncIterator[None]:
         loops = [group.create_task(work) for work in works]
         try:
             async with (
-                _listening(public, settings.listen, "AURALINK_LISTEN"),
+                _listening(public, settings.listen, "AURALINK_LISTEN", edge),
                 _listening(health.internal_app(checks), settings.internal_listen, "AURALINK_INTERNAL_LISTEN"),
             ):
                 _tune_collector()
@@ -262,16 +261,22 @@ async def _say_draining(node: Node) -> None:
 
 
 @asynccontextmanager
-async def _listening(application: web.Application, address: Address, setting: str) -> AsyncIterator[None]:
+async def _listening(
+    application: web.Application, address: Address, setting: str, edge: Edge | None = None
+) -> AsyncIterator[None]:
+    """`edge`: whose sockets are served on the same port."""
     runner = web.AppRunner(application, shutdown_timeout=_CLOSE_S, **middleware.RUNNER)
     await runner.setup()
     try:
-        site = web.TCPSite(runner, address.host, address.port, backlog=_BACKLOG)
-        try:
-            await site.start()
-        except (OSError, socket.gaierror) as error:
-            raise CannotServe(f"{setting}: cannot listen on {address}: {error.strerror or error}") from None
-        yield
+        async with AsyncExitStack() as stack:
+            try:
+                if edge is not None:
+                    await stack.enter_async_context(listening(runner, edge, address.host, address.port))
+                else:
+                    await web.TCPSite(runner, address.host, address.port).start()
+            except (OSError, socket.gaierror) as error:
+                raise CannotServe(f"{setting}: cannot listen on {address}: {error.strerror or error}") from None
+            yield
     finally:
         await runner.cleanup()
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
-from aiohttp import web
-
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -14,16 +12,15 @@ def networks(texts: Iterable[str]) -> tuple[Network, ...]:
     return tuple(ipaddress.ip_network(text, strict=False) for text in texts)
 
 
-def client_address(request: web.Request, trusted: tuple[Network, ...]) -> str:
-    """The nearest address that is no trusted proxy; "" where the transport has none (a UNIX socket).
+def client_address(address: str, forwarded_for: str, trusted: tuple[Network, ...]) -> str:
+    """The nearest address that is no trusted proxy. `address`: the transport's; "" where it has none (a UNIX socket).
 
     X-Forwarded-For is read from its end: what stands before the first address we do not trust was written by whoever
     sits there, and proves nothing.
     """
-    address = request.remote or ""
     if not trusted or not _within(address, trusted):
         return address
-    for hop in reversed(",".join(request.headers.getall("X-Forwarded-For", ())).split(",")):
+    for hop in reversed(forwarded_for.split(",")):
         hop = hop.strip()
         if not _is_address(hop):
             return address

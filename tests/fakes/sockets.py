@@ -19,7 +19,7 @@ from hub.commands import Commands, Empty, Event, Rate
 from hub.context import Actor, Context, Hub, Position, RosterEntry, Rules
 from hub.dispatch import Dispatcher
 from hub.protocol import errors
-from hub.transport.socketio import Edge, EdgeOptions
+from hub.transport.socketio import Edge, EdgeOptions, listening
 
 TENANT = UUID("7b0a4f6e-0000-4000-8000-000000000001")
 FAST = Rate(100_000, per_s=1)
@@ -346,13 +346,11 @@ async def node(options: EdgeOptions | None = None, hub: FakeHub | None = None) -
     # As in production: a handler is cancelled when its client goes.
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.5)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
     running = asyncio.create_task(edge.run())
     await asyncio.sleep(0)
-    await site.start()
-    port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
     try:
-        yield Node(hub, edge, port)
+        async with listening(runner, edge, "127.0.0.1", 0) as port:
+            yield Node(hub, edge, port)
     finally:
         await runner.cleanup()
         running.cancel()

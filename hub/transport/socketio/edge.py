@@ -1,7 +1,8 @@
 """The door for sockets: handshake, authentication, commands, what the bus brings, drain.
 
-A connection is one task that reads; what is due to it goes straight to its transport. Its commands run one after the
-other, in order. Nothing here decides what a command does: that is the dispatcher's.
+A connection is a protocol of asyncio's, without a task: what it says is heard where it arrives, its commands run one
+after the other, in order, and what is due to it goes straight to its transport. Nothing here decides what a command
+does: that is the dispatcher's.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ import asyncio
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable
 from datetime import UTC
 from typing import Any, Protocol
 from uuid import UUID
 
 import msgspec
 import structlog
-from aiohttp import WSMsgType, web
+from aiohttp import hdrs, web
 
 from hub import metrics
 from hub.commands import Event
@@ -33,10 +35,12 @@ from hub.transport.problems import problem
 from hub.transport.socketio import frames, handshake
 from hub.transport.socketio.admission import Admission
 from hub.transport.socketio.attendance import Attendance, RoomSubscriptions
+from hub.transport.socketio.audience import Audience, UserSubscriptions
 from hub.transport.socketio.chores import Chores
-from hub.transport.socketio.engine import Heartbeat, beat, receive
+from hub.transport.socketio.engine import Heartbeat, beat
 from hub.transport.socketio.fanout import Rooms
 from hub.transport.socketio.gate import Malformed
+from hub.transport.socketio.handshake import PATHS, Request
 from hub.transport.socketio.options import EdgeOptions
 from hub.transport.socketio.packets import CLOSED, CONNECTS, Packets
 from hub.transport.socketio.server import Server
@@ -47,19 +51,17 @@ log = structlog.get_logger("hub.edge")
 
 SESSIONS = metrics.gauge("sessions", "Authenticated sockets")
 
-_PATH = "/socket.io/"
 # Sockets sent away per second of a drain, before the deadline forces more: a reconnect costs the others something.
 _DRAIN_PER_S = 500
 _DRAIN_JITTER_MS = 3000
-# What everybody is told goes out in slices, so that the loop does not stall.
+# What everybody is told goes out in slices, and many that go at once are seen off in slices, so that the loop does not
+# stall.
 _SLICE = 500
+_LEAVING = 100
 
 
-class Subscriptions(RoomSubscriptions, Protocol):
-    """The bus, as a node that has sockets uses it. Subscribing raises ClusterUnavailable."""
-
-    async def subscribe_user(self, tenant_id: UUID, user_id: str) -> None: ...
-    def unsubscribe_user(self, tenant_id: UUID, user_id: str) -> None: ...
+class Subscriptions(RoomSubscriptions, UserSubscriptions, Protocol):
+    """The bus, as a node that has sockets uses it."""
 
 
 class Register(Protocol):
@@ -86,7 +88,6 @@ class Edge:
         self.rooms = Rooms()
         self.server = Server()
         self._hub = hub
-        self._subscriptions = subscriptions
         self._register_of_all = register
         self._proxies = networks(self.options.trusted_proxies)
         self._admission = Admission(self.options)
@@ -96,11 +97,18 @@ class Edge:
         self._server = ServerView(self.options.version, hub.node_id, self.options.region)
         self._recovery = Recovery(hub.rules.recovery_window_s)
         self._sessions: dict[str, Session] = {}
-        self._users: dict[tuple[UUID, str], dict[Session, None]] = {}
         self._chores = Chores()
+        self._audience = Audience(subscriptions, self._chores)
         self.attendance = Attendance(hub, self.rooms, subscriptions, self._chores)
-        self._packets = Packets(dispatcher, hub, self._admission, self.options, self.attendance, self._welcome)
+        self._packets = Packets(
+            dispatcher, hub, self._admission, self.options, self.attendance, self._enter, self._spawn
+        )
         self._tasks: asyncio.TaskGroup | None = None
+        # Sockets that nothing reaches any more, and of which their rooms do not know yet.
+        self._leaving: deque[Socket] = deque()
+        # Those that were connections of aiohttp's before.
+        self._taken_over: dict[Socket, asyncio.Future[None]] = {}
+        # Connections, and commands that wait for something.
         self._serving = 0
         self._empty = asyncio.Event()
         self._empty.set()
@@ -108,8 +116,9 @@ class Edge:
     # Life
 
     def attach(self, app: web.Application) -> None:
-        app.router.add_route("*", _PATH, self.handle)
-        app.router.add_route("*", _PATH.rstrip("/"), self.handle)
+        """What the front lets by comes here: `listening` of front.py makes it a server of both."""
+        for path in PATHS:
+            app.router.add_route("*", path, self.handle)
 
     async def run(self) -> None:
         """The pinger and what else the edge keeps going, until cancelled."""
@@ -179,7 +188,7 @@ class Edge:
             self.attendance.put_out(session, call_id)
 
     def deliver_user(self, tenant_id: UUID, user_id: str, name: str, body: bytes) -> None:
-        for session in list(self._users.get((tenant_id, user_id), ())):
+        for session in self._audience.of((tenant_id, user_id)):
             session.socket.write(session.socket.codec.event_json(name, body))
 
     def resynced(self, call_id: UUID) -> None:
@@ -225,68 +234,62 @@ class Edge:
 
     # Connections
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        address = client_address(request, self._proxies)
+    def open(self, request: Request, transport: asyncio.Transport) -> Socket | None:
+        """The connection that `request` asks for, begun; None where it is to be refused, by `handle`."""
+        if request.path not in PATHS:
+            return None
         try:
-            handshake.check(request, self.options.origins)
-            if self.draining or self._tasks is None:
-                raise errors.ServerDraining(retry_after_ms=1000)
-            self._admission.connect(address)
+            address = self._admit(request)
+        except HubError:
+            return None
+        return self._opened(request, transport, address)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Refuse; or open, where a proxy uses a connection again that has been aiohttp's."""
+        asked = handshake.of(request)
+        try:
+            if request.method != hdrs.METH_GET or not handshake.opens_websocket(asked.headers):
+                handshake.check(asked, self.options.origins)
+                raise errors.BadRequest("not a WebSocket handshake")
+            address = self._admit(asked)
         except HubError as refusal:
             CONNECTS.labels(refusal.code).inc()
             return _refused(refusal)
-        try:
-            websocket: web.WebSocketResponse[Any] = web.WebSocketResponse(
-                # One event over the limit is still answered; anything larger is not even read.
-                max_msg_size=4 * self.options.event_bytes,
-                # Shared frames are only possible without, and a deflate window per socket costs 100 KB.
-                compress=False,
-                decode_text=False,
-                autoclose=False,
-                autoping=False,
-                timeout=0.5,
-            )
-            await websocket.prepare(request)
-            # A task of its own: the handler is cancelled when its client goes, a running command is not.
-            await asyncio.shield(self._tasks.create_task(self._contained(request, websocket, address)))
-        finally:
-            self._admission.disconnect(address)
-        return websocket
+        return await self._take_over(request, asked, address)
 
-    async def _contained(self, request: web.Request, websocket: web.WebSocketResponse[Any], address: str) -> None:
-        """One connection's bug ends one connection."""
-        try:
-            await self._serve(request, websocket, address)
-        except Exception:
-            log.exception("socket_crashed")
-
-    async def _serve(self, request: web.Request, websocket: web.WebSocketResponse[Any], address: str) -> None:
-        transport = request.transport
+    async def _take_over(self, request: web.Request, asked: Request, address: str) -> web.StreamResponse:
+        transport, http = request.transport, request.protocol
         if transport is None:
-            return
+            self._admission.disconnect(address)
+            return web.Response()
+        loop = asyncio.get_running_loop()
+        socket = self._opened(asked, transport, address)
+        transport.set_protocol(socket)
+        gone = self._taken_over[socket] = loop.create_future()
+        await gone
+        # Aiohttp finds the connection closed under its answer, and then hears that it was lost.
+        loop.call_soon(http.connection_lost, None)
+        return web.Response(status=101)
+
+    def _admit(self, request: Request) -> str:
+        """The client's address, counted. Raises the refusal."""
+        handshake.check(request, self.options.origins)
+        if self.draining or self._tasks is None:
+            raise errors.ServerDraining(retry_after_ms=1000)
+        forwarded_for = request.headers.get("x-forwarded-for", "")
+        address = client_address(request.address, forwarded_for, self._proxies)
+        self._admission.connect(address)
+        return address
+
+    def _opened(self, request: Request, transport: asyncio.Transport, address: str) -> Socket:
         codec = handshake.codec_of(request, self._packets.json, self._packets.msgpack)
-        socket = Socket(secrets.token_urlsafe(15), transport, codec, address, self.options, self._ended)
+        socket = Socket(secrets.token_urlsafe(15), transport, codec, address, self.options, self)
         self.server.eio.add(socket)
         self._heartbeat.add(socket)
-        self._serving += 1
-        self._empty.clear()
+        self._begin()
         socket.within(self.options.auth_s, frames.POLICY)
-        socket.write(self._opening(socket))
-        try:
-            await self._read(socket, websocket)
-            if not websocket.closed:
-                # The peer said goodbye first.
-                socket.close(frames.NORMAL)
-        except Malformed as refusal:
-            CLOSED.labels("malformed").inc()
-            log.info("packet_malformed", reason=str(refusal), address=address)
-            socket.close(frames.PROTOCOL_ERROR)
-            await self._until_hung_up(websocket)
-        finally:
-            self._serving -= 1
-            if not self._serving:
-                self._empty.set()
-            socket.gone()
+        transport.write(handshake.switching(request) + self._opening(socket))
+        return socket
 
     def _opening(self, socket: Socket) -> bytes:
         options = self.options
@@ -299,50 +302,82 @@ class Edge:
         }
         return frames.text(b"0" + msgspec.json.encode(opening))
 
-    async def _read(self, socket: Socket, websocket: web.WebSocketResponse[Any]) -> None:
-        while (message := await receive(websocket)) is not None:
-            kind, data = message
-            socket.alive = True
-            if not socket.open:
-                # Told to go already: what it still says is not heard.
-                continue
-            if kind is WSMsgType.TEXT:
-                await self._packets.text(socket, data)
-            elif kind is WSMsgType.BINARY:
-                await self._packets.binary(socket, data)
-            elif kind is WSMsgType.PING and self._packets.in_time(socket, None):
-                socket.write(frames.frame(frames.PONG, data))
+    # What sockets call
 
-    async def _until_hung_up(self, websocket: web.WebSocketResponse[Any]) -> None:
+    def heard(self, socket: Socket, opcode: int, data: bytes) -> None:
         try:
-            async with asyncio.timeout(self.options.hangup_s):
-                while await receive(websocket) is not None:
-                    pass
-        except TimeoutError:
-            return
+            self._packets.heard(socket, opcode, data)
+        except Malformed as refusal:
+            CLOSED.labels("malformed").inc()
+            log.info("packet_malformed", reason=str(refusal), address=socket.address)
+            socket.close(frames.PROTOCOL_ERROR)
+        except Exception:
+            # One connection's bug ends one connection.
+            log.exception("socket_crashed")
+            socket.abort()
 
-    def _ended(self, socket: Socket) -> None:
-        """Nothing reaches this socket any more. Called once, by the socket."""
+    def ended(self, socket: Socket) -> None:
         self.server.eio.remove(socket)
         self._heartbeat.remove(socket)
-        session = socket.session
-        if session is None:
-            return
-        self.server.manager.drop(socket.sid)
+        if socket.session is not None:
+            self.server.manager.drop(socket.sid)
+            if not self._leaving:
+                asyncio.get_running_loop().call_soon(self._see_off)
+            self._leaving.append(socket)
+
+    def lost(self, socket: Socket) -> None:
+        self._admission.disconnect(socket.address)
+        self._end()
+        gone = self._taken_over.pop(socket, None)
+        if gone is not None and not gone.done():
+            gone.set_result(None)
+
+    def _see_off(self) -> None:
+        for _ in range(min(_LEAVING, len(self._leaving))):
+            session = self._leaving.popleft().session
+            assert session is not None
+            self._left(session)
+        if self._leaving:
+            asyncio.get_running_loop().call_soon(self._see_off)
+
+    def _left(self, session: Session) -> None:
         session.forget_expiry()
         SESSIONS.dec()
         del self._sessions[session.id]
         if self._register_of_all is not None:
             self._register_of_all.closed(session.id)
         self._admission.leave(session.user)
-        mates = self._users[session.user]
-        del mates[session]
-        if not mates:
-            del self._users[session.user]
-            self._subscriptions.unsubscribe_user(*session.user)
+        self._audience.remove(session)
         self.attendance.lost(session, interrupt=not self.draining)
 
+    # What keeps a drain waiting
+
+    def _begin(self) -> None:
+        self._serving += 1
+        self._empty.clear()
+
+    def _end(self) -> None:
+        self._serving -= 1
+        if not self._serving:
+            self._empty.set()
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        assert self._tasks is not None
+        task = self._tasks.create_task(work)
+        self._begin()
+        task.add_done_callback(lambda _: self._end())
+        return task
+
     # Sessions
+
+    async def _enter(self, session: Session) -> None:
+        """First the ear for what is said to the user, then the news that it is in: so nothing falls between."""
+        await self._audience.expect(session.user)
+        if session.socket.open:
+            self._welcome(session)
+        else:
+            self._audience.forget(session.user)
+            self._admission.leave(session.user)
 
     def _welcome(self, session: Session) -> None:
         """CONNECT and `session:ready` in one write; whatever else is due to it comes after."""
@@ -350,10 +385,7 @@ class Edge:
         socket.settled()
         socket.session = session
         self._sessions[session.id] = session
-        mates = self._users.setdefault(session.user, {})
-        mates[session] = None
-        if len(mates) == 1:
-            self._chores.add(lambda: self._hear_user(session.user))
+        self._audience.add(session)
         if self._register_of_all is not None:
             self._register_of_all.opened(session)
         SESSIONS.inc()
@@ -377,12 +409,6 @@ class Edge:
             server_time=self._hub.clock().astimezone(UTC),
             recovery=self._recovery,
         )
-
-    async def _hear_user(self, user: tuple[UUID, str]) -> None:
-        if user in self._users:
-            await self._subscriptions.subscribe_user(*user)
-            if user not in self._users:
-                self._subscriptions.unsubscribe_user(*user)
 
 
 def _refused(refusal: HubError) -> web.Response:

@@ -10,7 +10,6 @@ import asyncio
 from typing import Any
 
 import engineio
-from aiohttp import WSMsgType, web
 
 from hub import metrics
 from hub.transport.socketio import frames
@@ -19,7 +18,6 @@ from hub.transport.socketio.socket import Socket
 SOCKETS = metrics.gauge("sockets", "Open sockets")
 
 _PING = frames.text(b"2")
-_DATA = (WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.PING, WSMsgType.PONG)
 
 
 class Heartbeat:
@@ -81,12 +79,6 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
 
     async def handle_request(self, *args: Any, **kwargs: Any) -> Any:
         raise NotImplementedError("requests come in by the edge")
-
-
-async def receive(websocket: web.WebSocketResponse[Any]) -> tuple[WSMsgType, bytes] | None:
-    """The next data or control frame, or None once the peer has hung up or broken the protocol."""
-    message = await websocket.receive()
-    return (message.type, message.data) if message.type in _DATA else None
 
 
 async def beat(heartbeat: Heartbeat, tick_s: float) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-TEXT, BINARY, CLOSE, PONG = 1, 2, 8, 10
+CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 
 
 def frame(opcode: int, payload: bytes) -> bytes:
@@ -28,4 +28,4 @@ def close(code: int) -> bytes:
 
 
 # RFC 6455 §7.4.1, and 1012 "service restart" of the IANA registry: stock clients reconnect after it.
-NORMAL, GOING_AWAY, PROTOCOL_ERROR, POLICY, TOO_BIG, RESTART = 1000, 1001, 1002, 1008, 1009, 1012
+NORMAL, GOING_AWAY, PROTOCOL_ERROR, NOT_TEXT, POLICY, TOO_BIG, RESTART = 1000, 1001, 1002, 1007, 1008, 1009, 1012

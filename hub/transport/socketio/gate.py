@@ -62,7 +62,7 @@ def nesting(value: Any, most: int) -> bool:
     return not isinstance(value, _PLAIN)
 
 
-def rebuild(value: Any, attachments: list[bytes], most: int) -> Any:
+def rebuild(value: Any, attachments: tuple[bytes, ...], most: int) -> Any:
     """`value` with its placeholders filled: each attachment exactly once, or one small packet becomes a huge one."""
     unused = dict(enumerate(attachments))
     whole = _fill(value, unused, most)

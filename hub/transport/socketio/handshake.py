@@ -1,19 +1,43 @@
-"""What is checked before and at the entrance: the HTTP handshake, and the `auth` map of CONNECT."""
+"""What is checked at the entrance: the HTTP request that opens a WebSocket, and the `auth` map of CONNECT."""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import hashlib
 import re
+from collections.abc import Mapping
 from typing import Any, Final
+from urllib.parse import parse_qsl
 
 import msgspec
-from aiohttp import hdrs, web
+from aiohttp import web
 
 from hub.protocol import errors
 from hub.transport.socketio.codec import Codec, Json, Msgpack
 
 PROTOCOL: Final = "1"
+PATHS: Final = ("/socket.io/", "/socket.io")
 _TOKEN_PARAMETERS = ("token", "access_token", "auth", "jwt")
 _DEVICE = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
+_FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+_TARGET = re.compile(r"[\x21-\x7e]+")
+# Fields that a request may have more than once, for one value with commas.
+_LISTS = frozenset(("x-forwarded-for", "connection", "upgrade", "sec-websocket-extensions", "sec-websocket-protocol"))
+# RFC 6455 §1.3.
+_ACCEPT = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+
+
+class Request(msgspec.Struct, frozen=True):
+    """A request, as far as the socket edge looks at it."""
+
+    path: str
+    query: Mapping[str, str]
+    # Names in lower case.
+    headers: Mapping[str, str]
+    # Of the transport.
+    address: str
 
 
 class Auth(msgspec.Struct, frozen=True):
@@ -25,9 +49,68 @@ class Auth(msgspec.Struct, frozen=True):
     locale: str | None
 
 
-def check(request: web.Request, origins: frozenset[str]) -> None:
+def read(head: bytes, address: str) -> Request | None:
+    """A GET that asks for a WebSocket, or None: anything else, or anything odd. `head`: up to its empty line."""
+    line, *fields = head.decode("latin-1").split("\r\n")
+    method, _, rest = line.partition(" ")
+    target, _, version = rest.partition(" ")
+    if method != "GET" or version != "HTTP/1.1" or not _TARGET.fullmatch(target):
+        return None
+    headers: dict[str, str] = {}
+    for field in fields:
+        name, colon, value = field.partition(":")
+        name = name.lower()
+        if not colon or not _FIELD_NAME.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
+            return None
+        value = value.strip(" \t")
+        if name in headers:
+            if name not in _LISTS:
+                return None
+            value = f"{headers[name]},{value}"
+        headers[name] = value
+    if not opens_websocket(headers):
+        return None
+    path, _, query = target.partition("?")
+    try:
+        return Request(path, dict(parse_qsl(query, keep_blank_values=True, max_num_fields=32)), headers, address)
+    except ValueError:
+        return None
+
+
+def opens_websocket(headers: Mapping[str, str]) -> bool:
+    try:
+        key = base64.b64decode(headers.get("sec-websocket-key", ""), validate=True)
+    except binascii.Error:
+        return False
+    return (
+        headers.get("upgrade", "").lower() == "websocket"
+        and "upgrade" in (token.strip().lower() for token in headers.get("connection", "").split(","))
+        and headers.get("sec-websocket-version") == "13"
+        and len(key) == 16
+        and "host" in headers
+        # A body would be taken for frames.
+        and "content-length" not in headers
+        and "transfer-encoding" not in headers
+    )
+
+
+def switching(request: Request) -> bytes:
+    """The answer that opens the WebSocket: no extension, no subprotocol."""
+    digest = hashlib.sha1(request.headers["sec-websocket-key"].encode() + _ACCEPT, usedforsecurity=False).digest()
+    return (
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: " + base64.b64encode(digest) + b"\r\n\r\n"
+    )
+
+
+def of(request: web.Request) -> Request:
+    headers = {name.lower(): ",".join(request.headers.getall(name)) for name in request.headers}
+    return Request(request.path, dict(request.query), headers, request.remote or "")
+
+
+def check(request: Request, origins: frozenset[str]) -> None:
     """Raises the refusal of a handshake that is not a browser or app of ours opening a WebSocket."""
-    origin = request.headers.get(hdrs.ORIGIN)
+    origin = request.headers.get("origin")
     if origin is not None and origin not in origins:
         raise errors.Forbidden("this origin is not allowed")
     query = request.query
@@ -39,11 +122,9 @@ def check(request: web.Request, origins: frozenset[str]) -> None:
         raise errors.BadRequest('WebSocket only: connect with transports: ["websocket"]')
     if query.get("parser", "json") not in ("json", "msgpack"):
         raise errors.BadRequest("parser is json or msgpack")
-    if request.method != hdrs.METH_GET or request.headers.get(hdrs.UPGRADE, "").lower() != "websocket":
-        raise errors.BadRequest("not a WebSocket handshake")
 
 
-def codec_of(request: web.Request, json: Json, msgpack: Msgpack) -> Codec:
+def codec_of(request: Request, json: Json, msgpack: Msgpack) -> Codec:
     return msgpack if request.query.get("parser") == "msgpack" else json
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 import msgspec
 import structlog
 
-from hub import metrics
+from hub import eager, metrics
 from hub.context import Actor, Context, Hub
 from hub.dispatch import Ack, Dispatcher
 from hub.protocol import errors
@@ -49,46 +50,56 @@ class Packets:
         admission: Admission,
         options: EdgeOptions,
         home: Home,
-        welcome: Callable[[Session], None],
+        enter: Callable[[Session], Coroutine[Any, Any, None]],
+        spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
         self._dispatcher = dispatcher
         self._hub = hub
         self._admission = admission
         self._options = options
         self._home = home
-        self._welcome = welcome
+        self._enter = enter
+        self._spawn = spawn
         self.json = Json(options.nesting, options.attachments)
         self.msgpack = Msgpack(options.nesting)
         self._takes_bytes = frozenset(command.name for command in dispatcher.commands if _has_bytes(command.message))
 
-    async def text(self, socket: Socket, data: bytes) -> None:
+    def heard(self, socket: Socket, opcode: int, data: bytes) -> None:
+        if opcode == frames.TEXT:
+            self._text(socket, data)
+        elif opcode == frames.BINARY:
+            self._binary(socket, data)
+        elif self.in_time(socket, None):
+            socket.write(frames.frame(frames.PONG, data))
+
+    def _text(self, socket: Socket, data: bytes) -> None:
         kind = data[:1]
         if kind == b"4" and socket.codec is self.json:
-            await self._packet(socket, self.json.decode(data[1:]), len(data))
+            self._packet(socket, self.json.decode(data[1:]), len(data))
         elif data == b"1":
             socket.close(frames.NORMAL)
         elif kind != b"3":
             raise Malformed("not an Engine.IO packet for a WebSocket")
 
-    async def binary(self, socket: Socket, data: bytes) -> None:
+    def _binary(self, socket: Socket, data: bytes) -> None:
         if socket.codec is self.msgpack:
-            await self._packet(socket, self.msgpack.decode(data), len(data))
+            self._packet(socket, self.msgpack.decode(data), len(data))
             return
         whole = socket.attach(data)
         if whole is not None:
             packet, parts = whole
             packet.data = gate.rebuild(packet.data, parts, self._options.nesting + 1)
             packet.foreign = True
-            await self._event(socket, packet, sum(map(len, parts)))
+            self._event(socket, packet, sum(map(len, parts)))
 
-    async def _packet(self, socket: Socket, packet: Packet, size: int) -> None:
+    def _packet(self, socket: Socket, packet: Packet, size: int) -> None:
         if socket.partial is not None:
             raise Malformed("a packet between a packet and its attachments")
         match packet.kind:
             case codecs.EVENT:
-                await self._event(socket, packet, size)
+                self._event(socket, packet, size)
             case codecs.CONNECT:
-                await self._connect(socket, packet)
+                self._connect(socket, packet)
             case codecs.BINARY_EVENT if socket.session is not None and packet.namespace == "/":
                 socket.partial = packet
             case codecs.ACK:
@@ -99,14 +110,40 @@ class Packets:
             case _:
                 raise Malformed("not a packet for a server")
 
+    # One thing after the other
+
+    def _run(self, socket: Socket, work: Coroutine[Any, Any, None]) -> None:
+        """Do it now; where it has to wait, what the client says next waits with it."""
+        waits = False
+        socket.busy = True
+        try:
+            waits = not eager.start(work, lambda rest: self._spawn(self._finish(socket, rest)))
+        finally:
+            socket.busy = waits
+
+    @staticmethod
+    async def _finish(socket: Socket, rest: Coroutine[Any, Any, None]) -> None:
+        try:
+            await rest
+        except Exception:
+            # One connection's bug ends one connection.
+            log.exception("socket_crashed")
+            socket.abort()
+        finally:
+            socket.busy = False
+            asyncio.get_running_loop().call_soon(socket.proceed)
+
     # Entering
 
-    async def _connect(self, socket: Socket, packet: Packet) -> None:
+    def _connect(self, socket: Socket, packet: Packet) -> None:
         if socket.session is not None and packet.namespace == "/":
             raise Malformed("connected already")
         socket.attempts += 1
         if socket.attempts > _ATTEMPTS:
             raise Malformed("too many attempts")
+        self._run(socket, self._admit(socket, packet))
+
+    async def _admit(self, socket: Socket, packet: Packet) -> None:
         try:
             if packet.namespace != "/":
                 raise errors.NamespaceForbidden()
@@ -132,21 +169,18 @@ class Packets:
             device_id=auth.device_id,
             locale=auth.locale,
         )
-        self._welcome(session)
+        await self._enter(session)
 
     async def _verify(self, socket: Socket, token: str) -> Actor:
-        socket.busy = True
         try:
             return await self._hub.tokens.verify(token)
         except errors.TokenInvalid:
             self._admission.wrong(socket.address, time.monotonic())
             raise
-        finally:
-            socket.busy = False
 
     # Commands
 
-    async def _event(self, socket: Socket, packet: Packet, size: int) -> None:
+    def _event(self, socket: Socket, packet: Packet, size: int) -> None:
         session = socket.session
         if session is None or packet.namespace != "/":
             raise Malformed("an event before CONNECT")
@@ -166,12 +200,10 @@ class Packets:
         if refusal is not None:
             self._answer(session, packet.id, Ack(ok=False, error=refusal.problem(ctx.request_id)))
             return
-        socket.busy = True
-        try:
-            ack = await self._dispatcher.ack(ctx, name, payload)
-        finally:
-            socket.busy = False
-        self._answer(session, packet.id, ack)
+        self._run(socket, self._command(session, packet.id, ctx, name, payload))
+
+    async def _command(self, session: Session, number: int | None, ctx: Context, name: str, payload: Any) -> None:
+        self._answer(session, number, await self._dispatcher.ack(ctx, name, payload))
 
     def _unacceptable(self, packet: Packet, name: str, size: int) -> HubError | None:
         if size > self._options.event_bytes:

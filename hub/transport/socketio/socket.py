@@ -1,15 +1,17 @@
-"""One connection. Whatever is due to it goes straight to its transport, whose buffer is the only queue."""
+"""One connection, in asyncio's own terms. Whatever is due to it goes straight to its transport, whose buffer is the
+only queue; what it says is heard in the callback that brings it.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hub import metrics
 from hub.transport.socketio import frames
 from hub.transport.socketio.codec import Codec
 from hub.transport.socketio.gate import Malformed
+from hub.transport.socketio.websocket import Broken, Reader
 
 if TYPE_CHECKING:
     from hub.transport.socketio.codec import Packet
@@ -17,7 +19,26 @@ if TYPE_CHECKING:
     from hub.transport.socketio.session import Session
 
 SLOW = metrics.counter("slow_consumers", "Sockets cut off because they did not read")
-BYTES = metrics.counter("socket_sent_bytes", "Bytes written to sockets")
+BYTES = metrics.Tally("socket_sent_bytes", "Bytes written to sockets")
+
+# What a client may say on while its command runs, before its connection is not read any more.
+_AHEAD_BYTES = 65_536
+
+
+class Home(Protocol):
+    """Who has the sockets."""
+
+    def heard(self, socket: Socket, opcode: int, data: bytes) -> None:
+        """TEXT, BINARY or PING. Not called while `socket.busy`."""
+        ...
+
+    def ended(self, socket: Socket) -> None:
+        """Nothing reaches it any more. Once."""
+        ...
+
+    def lost(self, socket: Socket) -> None:
+        """Its connection is gone. Once."""
+        ...
 
 
 class Transport(Protocol):
@@ -40,19 +61,22 @@ class _Gone:
 GONE = _Gone()
 
 
-class Socket:
+class Socket(asyncio.Protocol):
     """One WebSocket that speaks Engine.IO. `session` is there once its client is authenticated."""
 
     __slots__ = (
         "_deadline",
-        "_ended",
+        "_home",
         "_options",
+        "_paused",
+        "_reader",
         "_wire",
         "address",
         "alive",
         "attempts",
         "busy",
         "codec",
+        "lost",
         "partial",
         "parts",
         "queued",
@@ -68,7 +92,7 @@ class Socket:
         codec: Codec,
         address: str,
         options: EdgeOptions,
-        ended: Callable[[Socket], None],
+        home: Home,
     ) -> None:
         self.sid = sid
         self.codec = codec
@@ -76,22 +100,74 @@ class Socket:
         self.transport: Transport = transport
         self._wire = transport
         self._options = options
-        self._ended = ended
+        self._home = home
+        # One event over the limit is still answered; anything larger is not even read.
+        self._reader = Reader(4 * options.event_bytes)
+        self._paused = False
         self._deadline: asyncio.TimerHandle | None = None
         self.session: Session | None = None
         # Something was heard since the last ping.
         self.alive = True
-        # A command is running: frames behind it wait, the pong among them.
+        # A command is waiting for something: frames behind it wait, the pong among them.
         self.busy = False
+        self.lost = False
         self.queued = 0
         self.attempts = 0
         # A packet whose attachments are still coming.
         self.partial: Packet | None = None
-        self.parts: list[bytes] = []
+        self.parts: tuple[bytes, ...] = ()
 
     @property
     def open(self) -> bool:
         return self.transport is not GONE
+
+    # What asyncio calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It was made before: the request that opened it has been read."""
+
+    def data_received(self, data: bytes) -> None:
+        self.alive = True
+        self._reader.feed(data)
+        if not self.busy:
+            self.proceed()
+        elif self._reader.held > _AHEAD_BYTES and not self._paused:
+            self._paused = True
+            self._wire.pause_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost = True
+        self.settled()
+        if self.open:
+            self._end()
+        self._home.lost(self)
+
+    def proceed(self) -> None:
+        """Hear what has arrived, as far as nothing has to be waited for. Not to be called from within a task."""
+        while not self.busy and not self.lost:
+            try:
+                message = self._reader.next()
+            except Broken as broken:
+                self.close(broken.code)
+                # What follows cannot be read; until the peer hangs up it is thrown away.
+                self._reader = _DEAF
+                break
+            if message is None:
+                break
+            self._hear(*message)
+        if self._paused and not self.busy and not self.lost:
+            self._paused = False
+            self._wire.resume_reading()
+
+    def _hear(self, opcode: int, data: bytes) -> None:
+        if opcode == frames.CLOSE:
+            # Said first or in answer: either way it has said all.
+            self.close(frames.NORMAL)
+            self._wire.close()
+        elif self.open and opcode != frames.PONG:
+            self._home.heard(self, opcode, data)
+
+    # What is due to it
 
     def write(self, data: bytes, count: int = 1) -> None:
         """`data` is `count` complete frames. A reader too far behind is cut off instead."""
@@ -114,9 +190,7 @@ class Socket:
     def cut_off(self) -> None:
         """A slow consumer: what it has not read is dropped with it. It may come back and resume."""
         SLOW.inc()
-        wire = self._wire
-        self._end()
-        wire.abort()
+        self.abort()
 
     def within(self, seconds: float, code: int) -> None:
         """Close, unless `settled` comes first."""
@@ -137,28 +211,40 @@ class Socket:
             self._end()
             self._deadline = asyncio.get_running_loop().call_later(self._options.hangup_s, wire.abort)
 
-    def gone(self) -> None:
-        """The peer has hung up, or has nothing more to hear."""
-        self.settled()
+    def abort(self) -> None:
+        """End it without a word."""
+        wire = self._wire
         if self.open:
             self._end()
-        self._wire.close()
+        wire.abort()
 
-    def attach(self, part: bytes) -> tuple[Packet, list[bytes]] | None:
+    def attach(self, part: bytes) -> tuple[Packet, tuple[bytes, ...]] | None:
         """One attachment of `partial`. The packet and all its parts once the last has come."""
         packet = self.partial
         if packet is None:
             raise Malformed("an attachment of nothing")
-        self.parts.append(part)
-        if sum(map(len, self.parts)) > self._options.event_bytes:
+        parts = self.parts = (*self.parts, part)
+        if sum(map(len, parts)) > self._options.event_bytes:
             raise Malformed("attachments over the limit")
-        if len(self.parts) < packet.attachments:
+        if len(parts) < packet.attachments:
             return None
-        parts, self.parts, self.partial = self.parts, [], None
+        self.partial, self.parts = None, ()
         return packet, parts
 
     def _end(self) -> None:
         self.settled()
         self.transport = GONE
-        self.partial, self.parts = None, []
-        self._ended(self)
+        self.partial, self.parts = None, ()
+        self._home.ended(self)
+
+
+class _Deaf(Reader):
+    """Hears nothing."""
+
+    __slots__ = ()
+
+    def feed(self, data: bytes) -> None:
+        pass
+
+
+_DEAF = _Deaf(0)

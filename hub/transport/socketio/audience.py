@@ -1,0 +1,74 @@
+"""The sessions of each user on this node, and the subscription that brings here what is meant for the user."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Protocol
+from uuid import UUID
+
+from hub.protocol.errors import HubError
+from hub.transport.socketio.chores import Chores
+from hub.transport.socketio.session import Session
+
+User = tuple[UUID, str]
+
+
+class UserSubscriptions(Protocol):
+    """Subscribing raises ClusterUnavailable."""
+
+    async def subscribe_user(self, tenant_id: UUID, user_id: str) -> None: ...
+    def unsubscribe_user(self, tenant_id: UUID, user_id: str) -> None: ...
+
+
+class Audience:
+    """`expect` a user before its session is told that it is in, `forget` it once for each time it was expected."""
+
+    def __init__(self, subscriptions: UserSubscriptions, chores: Chores) -> None:
+        self._subscriptions = subscriptions
+        self._chores = chores
+        self._expected: dict[User, int] = {}
+        self._opening: dict[User, asyncio.Future[None]] = {}
+        self._sessions: dict[User, dict[Session, None]] = {}
+
+    def of(self, user: User) -> Iterable[Session]:
+        return tuple(self._sessions.get(user, ()))
+
+    async def expect(self, user: User) -> None:
+        """From the return on, what is said to the user is heard; without the cluster, as soon as it is back."""
+        expected = self._expected[user] = self._expected.get(user, 0) + 1
+        if expected > 1:
+            opening = self._opening.get(user)
+            if opening is not None:
+                await asyncio.wait((opening,))
+            return
+        opening = self._opening[user] = asyncio.get_running_loop().create_future()
+        try:
+            await self._subscriptions.subscribe_user(*user)
+        except HubError:
+            self._chores.add(lambda: self._make_up(user))
+        finally:
+            del self._opening[user]
+            opening.set_result(None)
+
+    def forget(self, user: User) -> None:
+        self._expected[user] -= 1
+        if not self._expected[user]:
+            del self._expected[user]
+            self._subscriptions.unsubscribe_user(*user)
+
+    def add(self, session: Session) -> None:
+        self._sessions.setdefault(session.user, {})[session] = None
+
+    def remove(self, session: Session) -> None:
+        mates = self._sessions[session.user]
+        del mates[session]
+        if not mates:
+            del self._sessions[session.user]
+        self.forget(session.user)
+
+    async def _make_up(self, user: User) -> None:
+        if user in self._expected:
+            await self._subscriptions.subscribe_user(*user)
+            if user not in self._expected:
+                self._subscriptions.unsubscribe_user(*user)

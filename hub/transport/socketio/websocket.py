@@ -1,0 +1,160 @@
+"""Messages of a client out of a stream of bytes (RFC 6455 §5). No I/O here: bytes in, messages out."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from hub.transport.socketio import frames
+
+try:
+    # XOR in C. Not public; what it does is covered by tests, and below is what does the same.
+    from aiohttp._websocket.helpers import websocket_mask
+except ImportError:  # pragma: no cover
+
+    def websocket_mask(mask: bytes, data: bytearray) -> None:
+        size = len(data)
+        key = (mask * (size // 4 + 1))[:size]
+        data[:] = (int.from_bytes(data, "little") ^ int.from_bytes(key, "little")).to_bytes(size, "little")
+
+
+_FINAL, _RESERVED, _OPCODE = 0x80, 0x70, 0x0F
+_MASKED, _SIZE = 0x80, 0x7F
+_FIRST_CONTROL = 8
+# Control frames are never in pieces and never longer.
+_CONTROL_BYTES = 125
+# A flag, a size and a key: the shortest frame.
+_SHORTEST = 6
+# RFC 6455 §7.4: codes that a peer may put into a frame, below those for applications.
+_CLOSE_CODES: Final = frozenset((*range(1000, 1004), *range(1007, 1015)))
+
+
+class Broken(Exception):
+    """The peer does not speak the protocol, or too much of it. `code` is what to close with."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class Reader:
+    """`feed` it what arrives; ask it for the `next` message until there is none.
+
+    What has arrived is not looked at before it is asked for, so a caller that is busy can let it lie.
+    """
+
+    __slots__ = ("_at", "_chunk", "_later", "_limit", "_opcode", "_parts", "_wanted", "held")
+
+    def __init__(self, limit: int) -> None:
+        """`limit`: bytes of a message, over all its fragments."""
+        self._limit = limit
+        # What is being read, from `_at` on, and what came behind it.
+        self._chunk = b""
+        self._at = 0
+        self._later: list[bytes] | None = None
+        self.held = 0
+        # Fewer bytes are not worth looking at: a large frame comes in many pieces.
+        self._wanted = _SHORTEST
+        # Fragments of a message that is not complete.
+        self._opcode = 0
+        self._parts: bytearray | None = None
+
+    def feed(self, data: bytes) -> None:
+        if not self.held:
+            self._chunk, self._at = data, 0
+        elif self._later is None:
+            self._later = [data]
+        else:
+            self._later.append(data)
+        self.held += len(data)
+
+    def next(self) -> tuple[int, bytes] | None:
+        """The next whole message, TEXT (valid UTF-8) or BINARY, or control frame. Raises Broken: no more after that."""
+        while self.held >= self._wanted:
+            if self._later is not None:
+                self._chunk = b"".join((self._chunk[self._at :], *self._later))
+                self._at, self._later = 0, None
+            frame = self._frame()
+            if frame is None:
+                return None
+            first, payload = frame
+            message = self._whole(first & _OPCODE, first & _FINAL, payload)
+            if message is not None:
+                return message
+        return None
+
+    def _frame(self) -> tuple[int, bytes] | None:
+        """First byte and payload, or None while it has not arrived."""
+        chunk, at = self._chunk, self._at
+        first, second = chunk[at], chunk[at + 1]
+        size, head = second & _SIZE, _SHORTEST
+        if size > _CONTROL_BYTES:
+            width = 2 if size == 126 else 8
+            head += width
+            if self.held < head:
+                self._wanted = head
+                return None
+            size = int.from_bytes(chunk[at + 2 : at + 2 + width], "big")
+        if not second & _MASKED:
+            raise Broken(frames.PROTOCOL_ERROR, "a frame without a mask")
+        self._check(first, size)
+        if self.held < head + size:
+            self._wanted = head + size
+            return None
+        start = at + head
+        payload = bytearray(chunk[start : start + size])
+        websocket_mask(chunk[start - 4 : start], payload)
+        self.held -= head + size
+        self._wanted = _SHORTEST
+        if self.held:
+            self._at = start + size
+        else:
+            self._chunk = b""
+        return first, bytes(payload)
+
+    def _check(self, first: int, size: int) -> None:
+        if first & _RESERVED:
+            raise Broken(frames.PROTOCOL_ERROR, "a reserved bit")
+        opcode = first & _OPCODE
+        if opcode >= _FIRST_CONTROL:
+            if opcode > frames.PONG or not first & _FINAL or size > _CONTROL_BYTES:
+                raise Broken(frames.PROTOCOL_ERROR, "not a control frame")
+            return
+        if opcode > frames.BINARY:
+            raise Broken(frames.PROTOCOL_ERROR, "an unknown kind of frame")
+        if (opcode == frames.CONTINUATION) is not (self._parts is not None):
+            raise Broken(frames.PROTOCOL_ERROR, "a fragment out of place")
+        if size + (len(self._parts) if self._parts else 0) > self._limit:
+            raise Broken(frames.TOO_BIG, "a message over the limit")
+
+    def _whole(self, opcode: int, final: int, payload: bytes) -> tuple[int, bytes] | None:
+        if opcode >= _FIRST_CONTROL:
+            if opcode == frames.CLOSE:
+                _check_close(payload)
+            return opcode, payload
+        if not final or self._parts is not None:
+            if self._parts is None:
+                self._opcode, self._parts = opcode, bytearray()
+            self._parts += payload
+            if not final:
+                return None
+            opcode, payload, self._parts = self._opcode, bytes(self._parts), None
+        if opcode == frames.TEXT and not payload.isascii():
+            _check_text(payload)
+        return opcode, payload
+
+
+def _check_text(payload: bytes) -> None:
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        # Not chained into a log: the text of the error holds data.
+        raise Broken(frames.NOT_TEXT, "not UTF-8") from None
+
+
+def _check_close(payload: bytes) -> None:
+    if not payload:
+        return
+    code = int.from_bytes(payload[:2], "big")
+    if len(payload) < 2 or not (code in _CLOSE_CODES or 3000 <= code < 5000):
+        raise Broken(frames.PROTOCOL_ERROR, "not a close code")
+    _check_text(payload[2:])
