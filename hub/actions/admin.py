@@ -201,7 +201,7 @@ async def retry_inbox(ctx: Context, message: RetryInbox) -> Empty:
 async def audit(ctx: Context, message: ListAudit) -> AuditPage:
     """Who did what to whom, newest first."""
     place = pages.place(message.cursor)
-    if place is not None and not place.id.isdecimal():
+    if place is not None and not (place.id.isdecimal() and int(place.id) < 2**63):
         raise errors.InvalidCursor()
     async with ctx.transaction() as tx:
         found = await audit_log.page(

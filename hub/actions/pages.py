@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import NamedTuple
 from uuid import UUID
 
@@ -35,9 +35,13 @@ def place(text: str | None) -> Place | None:
         found = _DECODER.decode(base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True))
     except (binascii.Error, ValueError, msgspec.MsgspecError):
         raise errors.InvalidCursor() from None
-    if found.at.tzinfo is None or len(found.id) > 128:
+    if found.at.tzinfo is None or len(found.id) > 128 or "\0" in found.id:
         raise errors.InvalidCursor()
-    return found
+    try:
+        return Place(found.at.astimezone(UTC), found.id)
+    except OverflowError:
+        # Within the calendar where it was written, and beyond it in UTC.
+        raise errors.InvalidCursor() from None
 
 
 def row(text: str | None) -> tuple[datetime, UUID] | None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from datetime import timedelta
-from typing import TypeVar
+from datetime import UTC, datetime, timedelta
+from typing import NoReturn, TypeVar
 from uuid import UUID
 
 import structlog
@@ -136,8 +136,8 @@ async def list_(ctx: Context, message: ListRooms) -> RoomPage:
             user_id=ctx.actor.user_id,
             status=message.status,
             call_type=message.call_type,
-            created_from=message.from_,
-            created_before=message.to,
+            created_from=_in_utc("from", message.from_),
+            created_before=_in_utc("to", message.to),
             text=message.q,
             after=pages.row(message.cursor),
             limit=message.limit + 1,
@@ -288,5 +288,13 @@ def _given(value: Value | UnsetType) -> Value | None:
     return None if value is UNSET else value
 
 
-def _refuse(path: str, text: str) -> None:
+def _in_utc(path: str, at: datetime | None) -> datetime | None:
+    try:
+        return at and at.astimezone(UTC)
+    except OverflowError:
+        # Within the calendar where it was written, and beyond it in UTC.
+        _refuse(path, "beyond the calendar")
+
+
+def _refuse(path: str, text: str) -> NoReturn:
     raise errors.ValidationFailed(f"{path}: {text}", errors=[FieldError(path, text)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import re
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
@@ -173,6 +174,27 @@ async def test_pages_are_complete_and_without_doubles_while_calls_are_made(hub: 
 async def test_a_made_up_cursor_is_refused(hub: Node, cursor: str) -> None:
     with pytest.raises(InvalidCursor):
         await hub.person("ann").do("room:list", cursor=cursor)
+
+
+@pytest.mark.parametrize("at", ["9999-12-31T23:59:59-23:00", "0001-01-01T00:00:00+23:00"])
+async def test_a_time_beyond_the_calendar_is_refused(hub: Node, at: str) -> None:
+    """Each is a date where it was written, and none in UTC."""
+    ann = hub.person("ann", admin=True)
+    assert await ann.refused("room:list", **{"from": at}) == "validation_failed"
+    assert await ann.refused("room:list", to=at) == "validation_failed"
+    for command in ("room:list", "admin:rooms", "admin:inbox", "admin:audit"):
+        assert await ann.refused(command, cursor=_cursor(at, str(uuid4()))) == "invalid_cursor", command
+
+
+async def test_a_cursor_that_names_what_no_row_is_called_is_refused(hub: Node) -> None:
+    boss, now = hub.person("boss", admin=True), datetime.now(UTC).isoformat()
+    assert await boss.refused("admin:inbox", cursor=_cursor(now, "EV_\0")) == "invalid_cursor"
+    assert await boss.refused("admin:audit", cursor=_cursor(now, str(2**63))) == "invalid_cursor"
+    assert await boss.refused("admin:audit", cursor=_cursor(now, str(2**63 - 1))) == "ok"
+
+
+def _cursor(at: str, id_: str) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode([at, id_])).rstrip(b"=").decode()
 
 
 async def test_update_changes_what_is_given_and_tells_everybody(hub: Node) -> None:
