@@ -110,16 +110,16 @@ async def _tell_livekit(ctx: Context, call: Call, found: list[_Found], muted: bo
 
     try:
         await side_by_side(one(each) for each in found)
-    except* errors.MediaError as group:
-        error = group.exceptions[0]
-        refused = isinstance(error, errors.MediaError) and (error.details or {}).get("code") == "failed_precondition"
-        if refused and not muted:
+    except* (errors.MediaError, errors.MediaUnavailable) as group:
+        # In one clause: what two of them raise would come out as a group again, which is nobody's refusal.
+        refusal = next((error for error in group.exceptions if isinstance(error, errors.MediaError)), None)
+        if refusal is None:
+            raise errors.MediaUnavailable(retry_after_ms=1000) from group
+        if not muted and (refusal.details or {}).get("code") == "failed_precondition":
             raise errors.Forbidden(
                 "the media server does not let anybody be unmuted by others", details={"policy": "remote_unmute"}
             ) from group
         raise errors.MediaError("the media server refused to mute") from group
-    except* errors.MediaUnavailable as group:
-        raise errors.MediaUnavailable(retry_after_ms=1000) from group
 
 
 async def _keep_facts(ctx: Context, call: Call, found: list[_Found], muted: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -10,7 +11,18 @@ import msgspec
 import pytest
 
 from hub.actions.rights import align
-from hub.protocol.errors import Banned, Conflict, Forbidden, NotFound, NotInRoom, ValidationFailed
+from hub.media.livekit import LiveKit
+from hub.media.values import Server
+from hub.protocol.errors import (
+    Banned,
+    Conflict,
+    Forbidden,
+    MediaError,
+    MediaUnavailable,
+    NotFound,
+    NotInRoom,
+    ValidationFailed,
+)
 from tests.actions.conftest import TENANT, Node, Socket, eventually
 
 
@@ -240,6 +252,27 @@ async def test_unmuting_others_is_the_media_servers_decision(call: Call, remote_
     with pytest.raises(Forbidden) as refused:
         await ann.do("participant:mute", **mute, muted=False)
     assert refused.value.details == {"policy": "remote_unmute"}
+
+
+class _Contrary(LiveKit):
+    """Two mutes that fail in the same moment, each in its own way."""
+
+    def __init__(self, servers: Mapping[str, Server]) -> None:
+        super().__init__(servers)
+        self.both = asyncio.Barrier(2)
+
+    async def mute(self, room: str, identity: str, track_sid: str, muted: bool, *, region: str | None = None) -> None:
+        await self.both.wait()
+        raise MediaUnavailable() if identity == "bob" else MediaError("refused")
+
+
+async def test_mutes_that_fail_in_different_ways_are_one_refusal(call: Call) -> None:
+    for user_id in ("mod", "bob"):
+        await call.hub.publishes(call.id, user_id, "microphone")
+    async with _Contrary({"default": call.hub.livekit.server}) as contrary:
+        call.hub.media = contrary
+        with pytest.raises(MediaError):
+            await call.sockets["ann"].do("participant:mute", call_id=call.id, all=True, sources=["microphone"])
 
 
 async def test_mute_wants_one_or_all(call: Call) -> None:
