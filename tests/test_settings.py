@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hub import settings
+from hub.cluster.redis import Door
 from hub.settings import Address, SettingError
 
 MINIMUM = {
@@ -39,6 +40,14 @@ def test_a_missing_required_setting_is_named(name: str) -> None:
 def test_livekit_url_takes_all_four_schemes(url: str) -> None:
     """S-150: wss and https are both accepted."""
     assert settings.load({**MINIMUM, "LIVEKIT_URL": url}).livekit_url == url
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://u:p@r:6379/1", "rediss://r", "unix:///run/redis.sock", "redis+sentinel://:p@a:26379,b:26379/main/2"],
+)
+async def test_redis_url_takes_what_the_door_to_redis_takes(url: str) -> None:
+    await Door(settings.load({**MINIMUM, "REDIS_URL": url}).redis_url).close()
 
 
 @pytest.mark.parametrize(
