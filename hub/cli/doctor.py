@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 import aiohttp
 import msgspec
 
+from hub import logs
 from hub.cli import environment
 from hub.cli.output import FAILURE, OK, bad, emit_json, good, say
 from hub.protocol.errors import HubError
@@ -41,6 +42,8 @@ def doctor(*, json: bool = False) -> int:
         Print a JSON object.
     """
     loaded = environment.load_all()
+    # The findings say it; what the parts log of it would stand between them.
+    logs.configure(log_format="console", level="critical")
     findings = asyncio.run(_examine(loaded))
     healthy = all(finding.ok for finding in findings)
     if json:

@@ -7,7 +7,12 @@ import json
 import sys
 from typing import Any
 
+import pytest
+
 from tests.e2e.stage import ROOT, Stage, eventually
+
+# Every command is a Python of its own, and a dozen of them start here.
+pytestmark = pytest.mark.timeout(240)
 
 
 async def hub_command(stage: Stage, *words: str) -> tuple[int, Any]:
