@@ -10,10 +10,11 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
 import msgspec
 import structlog
@@ -23,7 +24,7 @@ from db import migrate, posture
 from db.errors import DatabaseUnavailable
 from db.pool import Database
 from hub import __version__, contract, metrics
-from hub.actions import all_commands
+from hub.actions import all_commands, presence
 from hub.actions.members import authorize
 from hub.background.due import Due, LostSockets
 from hub.background.inbox import Inbox
@@ -31,14 +32,16 @@ from hub.background.sweep import Sweep
 from hub.background.tidy import Tidy
 from hub.cluster import Cluster
 from hub.cluster.lock import Leadership
-from hub.cluster.sessions import SessionInfo, Sessions
+from hub.cluster.sessions import SessionInfo
 from hub.context import Reconciliation, Rules
 from hub.dispatch import Dispatcher
 from hub.media.livekit import LiveKit
 from hub.media.values import Server
 from hub.media.webhooks import parse
 from hub.protocol.errors import ClusterUnavailable
+from hub.protocol.presence import PresenceChanged
 from hub.settings import Address, Settings
+from hub.state.presence import Presence
 from hub.transport import docs, health, middleware, rest, webhook
 from hub.transport.auth import TokenRules, Tokens, tenant_id
 from hub.transport.socketio import Edge, EdgeOptions, listening
@@ -71,6 +74,8 @@ class Node:
         self.limits = cluster.limits
         self.nodes = cluster.nodes
         self.sessions = cluster.sessions
+        self.presence = cluster.presence
+        self.watching = cluster.watching
         self.rules = make_rules(settings)
         self.sweep = Sweep(self, _Leader(cluster, "sweep"), regions=self.rules.regions, every_s=settings.sweep_s)
         self.reconcile = _Reconciler(self.sweep)
@@ -126,25 +131,48 @@ class _Reconciler:
 
 
 class _SessionRegister:
-    """The sessions of this node in the list that operators see."""
+    """The sessions of this node in the list that operators see, and as the devices of their users."""
 
-    def __init__(self, sessions: Sessions) -> None:
-        self._sessions = sessions
+    def __init__(self, cluster: Cluster) -> None:
+        self._sessions = cluster.sessions
+        self._presence = cluster.presence
+        self._watching = cluster.watching
 
     def opened(self, session: Session) -> None:
+        actor = session.actor
+        if actor.role != "guest":
+            self._presence.opened(session.id, actor.tenant_id, actor.user_id)
         self._sessions.opened(
             SessionInfo(
                 session_id=session.id,
-                tenant_id=session.actor.tenant_id,
-                user_id=session.actor.user_id,
+                tenant_id=actor.tenant_id,
+                user_id=actor.user_id,
                 connected_at=session.connected_at,
                 client=session.client,
                 device_id=session.device_id,
             )
         )
 
-    def closed(self, session_id: str) -> None:
-        self._sessions.closed(session_id)
+    def closed(self, session: Session) -> None:
+        self._sessions.closed(session.id)
+        self._presence.closed(session.id, goodbye=session.goodbye)
+        self._watching.forget(session.id)
+
+
+class _Watched:
+    """What watching needs of the sockets and of the database."""
+
+    def __init__(self, edge: Edge, db: Database) -> None:
+        self._edge = edge
+        self._db = db
+
+    def tell(self, session_id: str, news: list[tuple[str, Presence]]) -> None:
+        session = self._edge.session(session_id)
+        if session is not None:
+            session.tell(PresenceChanged([presence.view(user_id, seen) for user_id, seen in news]))
+
+    async def may_see(self, tenant_id: UUID, user_id: str, user_ids: Sequence[str]) -> Mapping[str, datetime | None]:
+        return await presence.may_see(self._db, tenant_id, user_id, user_ids)
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -202,11 +230,13 @@ async def _serving(node: Node) -> AsyncIterator[None]:
         dispatcher=dispatcher,
         hub=node,
         subscriptions=node.bus,
-        register=_SessionRegister(node.sessions),
+        register=_SessionRegister(node.cluster),
         options=msgspec.structs.replace(make_edge_options(settings), limits=node.rules.published()),
     )
     node.bus.listen(edge)
     node.roster.when_gone(edge.seen_as_lost)
+    watched = _Watched(edge, node.db)
+    node.watching.tell, node.watching.may_see = watched.tell, watched.may_see
     node.nodes.load = edge.load
     inbox = Inbox(node, parse)
     checks = health.Checks(
@@ -227,6 +257,8 @@ async def _serving(node: Node) -> AsyncIterator[None]:
         node.sweep.run(),
         Due(node).run(),
         LostSockets(node, node.roster).run(),
+        # As long as their place in a call is kept, people are there.
+        node.presence.run_sweep(node.rules.socket_grace_s),
         Tidy(node.db, node.clock).run(),
         _watch(node),
     ]

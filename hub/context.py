@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from uuid import UUID
 
 import msgspec
+from msgspec import UnsetType
 
 from db import idempotency
 from hub.commands import Event
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from db.participants import Participant
     from db.pool import Database, Transaction
     from hub.media.values import Grant, ParticipantInfo, RoomInfo
+    from hub.state.presence import Chosen, Known, Presence
 
 
 class GuestPass(msgspec.Struct, frozen=True):
@@ -255,6 +257,28 @@ class Sessions(Protocol):
     async def find(self, tenant_id: UUID, session_id: str) -> SessionEntry | None: ...
 
 
+class Presences(Protocol):
+    """Whether people are there. Raises ClusterUnavailable."""
+
+    async def choose(self, tenant_id: UUID, user_id: str, status: Chosen, text: str | UnsetType | None) -> Known: ...
+    async def look(self, tenant_id: UUID, user_ids: Sequence[str]) -> Sequence[Known]: ...
+    async def ring(self, tenant_id: UUID, user_ids: Sequence[str]) -> None:
+        """Contacts of these people changed: sessions that watch ask anew whom they may see."""
+        ...
+
+
+class Watching(Protocol):
+    """The watch lists of this node's sessions."""
+
+    async def watch(
+        self, session_id: str, tenant_id: UUID, user_id: str, shown: Mapping[str, datetime | None]
+    ) -> Mapping[str, Presence]:
+        """`shown`: whom to watch as well; with since when they hide. Raises ClusterUnavailable, Conflict."""
+        ...
+
+    def unwatch(self, session_id: str, user_ids: Sequence[str]) -> None: ...
+
+
 class Reconciliation(msgspec.Struct, frozen=True):
     """One comparison of all calls with LiveKit, and how many of what were (or would be) set right."""
 
@@ -297,6 +321,10 @@ class Hub(Protocol):
     def nodes(self) -> Nodes: ...
     @property
     def sessions(self) -> Sessions: ...
+    @property
+    def presence(self) -> Presences: ...
+    @property
+    def watching(self) -> Watching: ...
     @property
     def reconcile(self) -> Reconciler: ...
     @property

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -193,6 +193,28 @@ class Bus:
     def unsubscribe_user(self, tenant_id: UUID, user_id: str) -> None:
         if self._hearing.forget_user(tenant_id, user_id):
             self._line.unsubscribe(self._keys.user_channel(tenant_id, user_id))
+
+    async def subscribe_bell(self, channel: str, ring: Callable[[bytes], None]) -> None:
+        """`ring` hears whatever is published there, by whomever. Raises ClusterUnavailable."""
+        self._require()
+        self._hearing.expect_bell(channel, ring)
+        try:
+            await self._line.subscribe(channel)
+        except BaseException:
+            self._hearing.forget_bell(channel)
+            raise
+
+    def unsubscribe_bell(self, channel: str) -> None:
+        self._hearing.forget_bell(channel)
+        self._line.unsubscribe(channel)
+
+    def when_back(self, look: Callable[[], None]) -> None:
+        """`look` runs whenever everything subscribed is heard again after a break."""
+        self._hearing.when_back(look)
+
+    def obey(self, kind: str, do: Callable[[dict[str, Any]], None]) -> None:
+        """`do` hears the control messages of that kind, instead of the listener. It must not block."""
+        self._hearing.obey(kind, do)
 
     # Life
 

@@ -15,9 +15,11 @@ from hub.cluster.keys import Keys
 from hub.cluster.limits import Limits
 from hub.cluster.lock import Lock
 from hub.cluster.nodes import Nodes, default_node_id
+from hub.cluster.presence import Presences
 from hub.cluster.redis import Door
 from hub.cluster.roster import Roster
 from hub.cluster.sessions import Sessions
+from hub.cluster.watching import Watching
 from hub.protocol.errors import ClusterUnavailable
 
 log = structlog.get_logger(__name__)
@@ -53,6 +55,9 @@ class Cluster:
         self.bus = Bus(self._door, keys, self.nodes, Signer(secret, env))
         self.roster = Roster(self._door, keys, self.nodes)
         self.sessions = Sessions(self._door, keys, self.nodes)
+        self.presence = Presences(self._door, keys, self.nodes)
+        self.roster.when_moved(self.presence.moved)
+        self.watching = Watching(self.bus, keys, self.presence)
         self.limits = Limits(self._door, keys)
         self.lock = Lock(self._door, keys, self.nodes)
         self._running: asyncio.Task[None] | None = None
@@ -119,6 +124,8 @@ class Cluster:
             tasks.create_task(self.nodes.run(), name="nodes")
             tasks.create_task(self.roster.run(), name="roster")
             tasks.create_task(self.sessions.run(), name="sessions")
+            tasks.create_task(self.presence.run(), name="presence")
+            tasks.create_task(self.watching.run(), name="watching")
             tasks.create_task(self.lock.run(), name="locks")
 
     async def stop(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Protocol
 from uuid import UUID
@@ -86,6 +86,10 @@ class Hearing:
         # call_id → the epoch whose log lacks something ('' if not known).
         self._unlogged: dict[UUID, str] = {}
         self._to_repair: dict[bytes, None] = {}
+        # Channels that say that something may have changed, and not what: unsigned, since believing them costs a look.
+        self._bells: dict[bytes, Callable[[bytes], None]] = {}
+        self._deaf_bells: list[Callable[[], None]] = []
+        self._orders: dict[str, Callable[[dict[str, Any]], None]] = {}
         self._wake = asyncio.Event()
         self._line_up = asyncio.Event()
 
@@ -120,6 +124,20 @@ class Hearing:
     def forget_user(self, tenant_id: UUID, user_id: str) -> bool:
         return self._users.pop(self._keys.user_channel(tenant_id, user_id).encode(), None) is not None
 
+    def expect_bell(self, channel: str, ring: Callable[[bytes], None]) -> None:
+        self._bells[channel.encode()] = ring
+
+    def forget_bell(self, channel: str) -> None:
+        self._bells.pop(channel.encode(), None)
+
+    def when_back(self, look: Callable[[], None]) -> None:
+        """`look` runs when the line is up again: bells may have rung unheard."""
+        self._deaf_bells.append(look)
+
+    def obey(self, kind: str, do: Callable[[dict[str, Any]], None]) -> None:
+        """Control messages of that kind are not the listener's, but `do`'s."""
+        self._orders[kind] = do
+
     # What this node tells its own without Redis
 
     def without_redis(self, call_id: UUID, envelope: Envelope) -> Head | None:
@@ -146,6 +164,9 @@ class Hearing:
     # The ear
 
     def message(self, channel: bytes, wire: bytes) -> None:
+        if (ring := self._bells.get(channel)) is not None:
+            ring(wire)
+            return
         opened = self._signer.open(channel, wire)
         if opened is None:
             self._counters.unverified += 1
@@ -174,6 +195,8 @@ class Hearing:
     def line_up(self) -> None:
         for room in self._rooms.values():
             self._mark_for_repair(room)
+        for look in self._deaf_bells:
+            look()
         self._line_up.set()
 
     def line_down(self) -> None:
@@ -213,11 +236,15 @@ class Hearing:
                 log.exception("delivery to a user failed", name=envelope.name)
 
     def hear_control(self, body: bytes) -> None:
-        if self.listener is not None:
-            try:
-                self.listener.control(msgspec.json.decode(body, type=dict[str, Any]))
-            except Exception:
-                log.exception("control message failed")
+        try:
+            message = msgspec.json.decode(body, type=dict[str, Any])
+            obey = self._orders.get(str(message.get("kind")))
+            if obey is not None:
+                obey(message)
+            elif self.listener is not None:
+                self.listener.control(message)
+        except Exception:
+            log.exception("control message failed")
 
     def _deliver(self, room: _Room, offset: int | None, epoch: str, envelope: Envelope) -> None:
         if offset is not None and self._told_here.pop((envelope.incarnation, envelope.number), 0) is None:

@@ -77,6 +77,15 @@ class Keys:
     def sessions(self, tenant_id: UUID) -> str:
         return f"{self._presence}sessions:{tenant_id}"
 
+    @property
+    def holders(self) -> str:
+        """Incarnations under which devices of users are known."""
+        return f"{self._presence}holders"
+
+    def bell(self, tenant_id: UUID) -> str:
+        """Rings when somebody of the tenant may look different. In the slot of presence: a script rings it."""
+        return f"{self._presence}bell:{tenant_id}"
+
     # Everything else, each alone in its slot.
 
     def limit(self, key: str) -> str:

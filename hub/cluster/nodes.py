@@ -90,6 +90,7 @@ class Nodes:
         self.load: Callable[[], dict[str, int]] = dict
         self._info = NodeInfo(node_id, self.incarnation, region, version, now)
         self._first = True
+        self._held_at_s = 0.0
         self._beating = asyncio.Lock()
         self._reborn: list[Callable[[], None]] = []
 
@@ -97,6 +98,10 @@ class Nodes:
     def alive(self) -> bool:
         """The lease holds, as far as this node can tell."""
         return self.clock.known and self.clock.now_ms() < self.lease_until_ms
+
+    def held_s(self) -> float:
+        """For how long the lease of this incarnation has held; 0 where it does not."""
+        return monotonic_s() - self._held_at_s if self.alive else 0.0
 
     def when_reborn(self, register: Callable[[], None]) -> None:
         """`register` runs after every change of incarnation, to bring this node's entries back."""
@@ -159,7 +164,8 @@ class Nodes:
         if not held:
             self.lease_until_ms = 0
             return False
-        self._first = False
+        if self._first:
+            self._first, self._held_at_s = False, monotonic_s()
         self.lease_until_ms = redis_ms + LEASE_MS
         return True
 

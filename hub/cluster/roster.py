@@ -75,6 +75,7 @@ class Roster:
         self._owed: dict[Key, Literal["bring", "remove"]] = {}
         self._wake = asyncio.Event()
         self._gone: Callable[[UUID, RosterEntry], None] | None = None
+        self._moved: Callable[[str, UUID, bool], None] = lambda session_id, call_id, inside: None
         nodes.when_reborn(self._bring_all)
 
     def when_gone(self, tell: Callable[[UUID, RosterEntry], None]) -> None:
@@ -83,6 +84,10 @@ class Roster:
         The node was away for longer than the grace: close them with "reconnect", so that they join again.
         """
         self._gone = tell
+
+    def when_moved(self, tell: Callable[[str, UUID, bool], None]) -> None:
+        """`tell` hears which session of this node came into or out of which room. A lost one has not come out."""
+        self._moved = tell
 
     async def enter(self, call_id: UUID, entry: RosterEntry) -> None:
         """Under this node's present incarnation, whatever the entry says. Raises ClusterUnavailable."""
@@ -99,6 +104,7 @@ class Roster:
             if answer == "ok":
                 self._mine[(call_id, entry.session_id)] = _Mine(mine)
                 self._owed.pop((call_id, entry.session_id), None)
+                self._moved(entry.session_id, call_id, True)
                 return
             if attempt == 1:
                 await self._nodes.beat()
@@ -122,6 +128,7 @@ class Roster:
         """Out, without grace. Where Redis is away, when it is back."""
         self._mine.pop((call_id, session_id), None)
         self._owed.pop((call_id, session_id), None)
+        self._moved(session_id, call_id, False)
         try:
             await self._remove(call_id, session_id)
         except ClusterUnavailable:
@@ -141,6 +148,7 @@ class Roster:
         """The call is over: nobody is in it and nobody is waited for. Raises ClusterUnavailable."""
         for key in [key for key in self._mine if key[0] == call_id]:
             del self._mine[key]
+            self._moved(key[1], call_id, False)
         await self._door.run(_FORGET, self._room(call_id), self._keys.presence, str(call_id))
 
     async def sweep(self, grace_s: float = GRACE_S) -> Swept:
@@ -212,6 +220,7 @@ class Roster:
             # The next heartbeat gives a new incarnation, and everything is owed again.
             raise ClusterUnavailable("this node lost its lease")
         if answer == "gone" and self._mine.pop((call_id, mine.entry.session_id), None) is not None:
+            self._moved(mine.entry.session_id, call_id, False)
             log.warning("session was already seen as lost", call_id=str(call_id), session_id=mine.entry.session_id)
             if self._gone is not None and mine.interrupted_at_s is None:
                 self._gone(call_id, mine.entry)

@@ -153,6 +153,7 @@ class Node:
         self.db, self.cluster, self.media, self.livekit = db, cluster, media, livekit
         self.bus, self.roster, self.limits = cluster.bus, cluster.roster, cluster.limits
         self.nodes, self.sessions = cluster.nodes, cluster.sessions
+        self.presence, self.watching = cluster.presence, cluster.watching
         self.reconcile, self.tokens = _Reconciler(), _Tokens()
         self.rules = Rules()
         self.ahead = timedelta()

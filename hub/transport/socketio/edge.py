@@ -68,7 +68,7 @@ class Register(Protocol):
     """Where operators of all nodes see which sessions there are."""
 
     def opened(self, session: Session) -> None: ...
-    def closed(self, session_id: str) -> None: ...
+    def closed(self, session: Session) -> None: ...
 
 
 class Edge:
@@ -85,6 +85,8 @@ class Edge:
     ) -> None:
         self.options = options or EdgeOptions()
         self.draining = False
+        # The node sends its sockets away and lives on: its lease would hold what they leave behind.
+        self._staying = False
         self.rooms = Rooms()
         self.server = Server()
         self._hub = hub
@@ -130,12 +132,13 @@ class Edge:
         finally:
             self._tasks = None
 
-    async def drain(self) -> None:
+    async def drain(self, *, staying: bool = False) -> None:
         """Send everybody away within `drain_s`, spread, so that the other nodes take them in one by one.
 
-        The rosters stay as they are: nobody has left anything.
+        The rosters stay as they are: nobody has left anything. With `staying` the node lives on, and the grace of those
+        who do not come back begins.
         """
-        self.draining = True
+        self.draining, self._staying = True, staying
         await self._tell_all(lambda: ServerDraining(random.randint(0, _DRAIN_JITTER_MS)))
         sockets = list(self.server.eio.sockets.values())
         random.shuffle(sockets)
@@ -155,6 +158,19 @@ class Edge:
                 await self._empty.wait()
         except TimeoutError:
             log.warning("drained_with_commands_running", sockets=self._serving)
+
+    def undrain(self) -> None:
+        """Let people in again."""
+        self.draining = self._staying = False
+
+    async def tell_tenant(self, tenant_id: UUID, event: Event) -> int:
+        """Tell all sessions of a tenant; how many."""
+        sessions = [session for session in self._sessions.values() if session.actor.tenant_id == tenant_id]
+        for number, session in enumerate(sessions):
+            session.tell(event)
+            if number % _SLICE == _SLICE - 1:
+                await asyncio.sleep(0)
+        return len(sessions)
 
     async def _tell_all(self, event: Callable[[], Event]) -> None:
         for number, session in enumerate(list(self._sessions.values())):
@@ -345,10 +361,10 @@ class Edge:
         SESSIONS.dec()
         del self._sessions[session.id]
         if self._register_of_all is not None:
-            self._register_of_all.closed(session.id)
+            self._register_of_all.closed(session)
         self._admission.leave(session.user)
         self._audience.remove(session)
-        self.attendance.lost(session, interrupt=not self.draining)
+        self.attendance.lost(session, interrupt=not self.draining or self._staying)
 
     # What keeps a drain waiting
 

@@ -106,6 +106,8 @@ class Packets:
                 # Nobody asked.
                 self.in_time(socket, None)
             case codecs.DISCONNECT if packet.namespace == "/":
+                if socket.session is not None:
+                    socket.session.goodbye = True
                 socket.close(frames.NORMAL)
             case _:
                 raise Malformed("not a packet for a server")

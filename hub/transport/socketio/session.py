@@ -45,6 +45,7 @@ class Session:
         "device_id",
         "entered",
         "flood",
+        "goodbye",
         "id",
         "joined",
         "locale",
@@ -74,6 +75,8 @@ class Session:
         self.joined: dict[UUID, UUID] = {}
         # Rooms entered by the command that is running; true where it was not in them before.
         self.entered: dict[UUID, bool] = {}
+        # Ended on purpose, by either side, and not to be taken up again.
+        self.goodbye = False
         self.number = 0
         self.bucket = Bucket(options.events_burst, options.events_burst / options.events_per_s)
         self.flood = Flood(options.events_burst)
@@ -120,6 +123,7 @@ class Session:
         if reconnect:
             self.socket.close(frames.RESTART, last)
         else:
+            self.goodbye = True
             self.socket.close(frames.NORMAL, last + codec.disconnect())
 
     def watch_expiry(self) -> None:
