@@ -190,8 +190,8 @@ SET status = n.status, joined_at = n.joined_at, left_at = n.left_at, left_reason
     duration_seconds = n.duration_seconds, is_audio_enabled = n.audio, is_video_enabled = n.video,
     is_screen_sharing = n.screen,
     hand_raised_at = CASE WHEN n.status IN ('joined', 'reconnecting') THEN p.hand_raised_at END
-FROM unnest($2::uuid[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::text[], $7::double precision[], $8::boolean[],
-            $9::boolean[], $10::boolean[])
+FROM unnest($2::uuid[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::text[], $7::double precision[],
+            $8::boolean[], $9::boolean[], $10::boolean[])
      n (id, status, joined_at, left_at, left_reason, duration_seconds, audio, video, screen)
 WHERE p.call_id = $1 AND p.id = n.id
 """

@@ -41,7 +41,9 @@ class ParticipantView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CallView(msgspec.Struct, frozen=True, kw_only=True):
-    """A call. `room_id` is LiveKit's sid of the room: informational, null before there is one, new after each re-creation."""
+    """A call. `room_id` is LiveKit's sid of the room: informational, null before there is one, new after each
+    re-creation.
+    """
 
     call_id: UUID
     room_id: str | None
