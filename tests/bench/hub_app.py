@@ -196,7 +196,7 @@ async def serve(port: int, secret: str, redis_url: str, node_id: str, *, watch: 
             dispatcher=Dispatcher(commands, seen, _nobody),
             hub=seen,
             subscriptions=hub.bus,
-            register=app._SessionRegister(cluster.sessions),
+            register=app._SessionRegister(cluster),
             options=_OPTIONS,
         )
         hub.edge = edge

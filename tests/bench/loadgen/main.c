@@ -114,7 +114,7 @@ static double open_all(void) {
         while (next < nconns && nopening < o.at_once) open_connection(&conns[next++]);
         poll_once(o.spin ? 0 : 1000000);
         if (nready != ready) ready = nready, last = now_ns();
-        else if (seconds_since(last) > 20) die("nobody came in for 20 s (%u of %u are)", nready, nconns);
+        else if (seconds_since(last) > 20) die("nobody came in for 20 s: %u of %u are in, %u failed", nready, nconns, ndead);
     }
     return seconds_since(from);
 }

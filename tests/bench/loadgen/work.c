@@ -171,10 +171,9 @@ void heard_token(struct conn *c, const uint8_t *token, uint64_t now) {
     if (seq > *expected) count.reordered++;
     *expected = seq + 1;
     delivered_total++;
-    if (measuring) {
-        count.deliveries++;
-        if (at >= measured_from) histogram_add(latency, now > at ? now - at : 0);
-    }
+    count.deliveries += measuring;
+    /* Also what comes when time is up: the latest are the slowest. */
+    if (at >= measured_from) histogram_add(latency, now > at ? now - at : 0);
     if (missing[id] && --missing[id] == 0) {
         in_flight--;
         if (o.rate == 0 && !stopping) say_next(now_ns());
@@ -189,10 +188,10 @@ void heard_ack(struct conn *c, const uint8_t *token, uint64_t now) {
     }
     uint64_t at = token ? get_hex(token + 29, 16) : c->asked_at;
     c->outstanding--;
+    if (at >= measured_from) histogram_add(latency, now > at ? now - at : 0);
     if (measuring) {
         count.acks++;
         if (o.mode == UPLOAD) count.payload += o.size;
-        if (at >= measured_from) histogram_add(latency, now > at ? now - at : 0);
     }
     if (o.rate == 0 && !stopping) ask_next(c, now_ns());
 }
