@@ -317,6 +317,7 @@ async def _listening(
 async def open_database(settings: Settings, *, wait_s: float = 0.0) -> AsyncIterator[Database]:
     """The pool. Raises CannotServe where the database does not answer within `wait_s`."""
     give_up = time.monotonic() + wait_s
+    said = False
     while True:
         try:
             db = await Database.open(
@@ -329,6 +330,9 @@ async def open_database(settings: Settings, *, wait_s: float = 0.0) -> AsyncIter
         except DatabaseUnavailable as error:
             if time.monotonic() >= give_up:
                 raise CannotServe(f"DATABASE_URL: {error}") from None
+            if not said:
+                said = True
+                log.warning("waiting_for_database", seconds=wait_s, error=str(error)[:200])
             await asyncio.sleep(0.5)
     try:
         yield db
@@ -349,6 +353,8 @@ async def _check_database(db: Database) -> None:
 
 def make_tokens(settings: Settings) -> Tokens:
     """Raises ValueError where neither a secret nor a key set is given."""
+    if not settings.jwt_secret and not settings.jwks_url:
+        raise ValueError("AURALINK_JWT_SECRET is not set, nor AURALINK_JWKS_URL")
     secrets = tuple(secret for secret in (settings.jwt_secret, settings.jwt_secret_previous) if secret)
     return Tokens(
         TokenRules(

@@ -287,18 +287,43 @@ def load(environ: Mapping[str, str], *, needed: frozenset[str] | None = None) ->
     return settings
 
 
+def given(name: str, environ: Mapping[str, str]) -> bool:
+    """Whether `environ` says something of the setting `name`, be it by an alias or by a file."""
+    setting = next(setting for setting in SETTINGS if setting.name == name)
+    return any(
+        spelling in environ or (setting.secret and f"{spelling}_FILE" in environ)
+        for spelling in (setting.name, *setting.aliases)
+    )
+
+
+def only_settings(environ: Mapping[str, str]) -> dict[str, str]:
+    """The part of `environ` that says something to the hub."""
+    return {name: value for name, value in environ.items() if name in _known()}
+
+
+def described() -> list[dict[str, Any]]:
+    """Every setting as data: name, default (None where there is none), meaning, and what it may also be called."""
+    return [
+        {
+            "name": setting.name,
+            "required": setting.required,
+            "default": None if setting.default in (None, (), {}) else _plain(setting.default),
+            "secret": setting.secret,
+            "meaning": setting.meaning,
+            "aliases": list(setting.aliases),
+        }
+        for setting in SETTINGS
+    ]
+
+
 def document() -> str:
     """The settings as a Markdown table."""
     lines = ["| variable | default | meaning |", "|---|---|---|"]
-    for setting in SETTINGS:
-        default = (
-            "required"
-            if setting.required
-            else ("–" if setting.default in (None, (), {}) else f"`{_plain(setting.default)}`")
-        )
-        also = f" Also as `{setting.name}_FILE`." if setting.secret else ""
-        alias = f" Also read from {', '.join(setting.aliases)}." if setting.aliases else ""
-        lines.append(f"| `{setting.name}` | {default} | {setting.meaning}{also}{alias} |")
+    for each in described():
+        default = "required" if each["required"] else "–" if each["default"] is None else f"`{each['default']}`"
+        also = f" Also as `{each['name']}_FILE`." if each["secret"] else ""
+        alias = f" Also read from {', '.join(each['aliases'])}." if each["aliases"] else ""
+        lines.append(f"| `{each['name']}` | {default} | {each['meaning']}{also}{alias} |")
     return "\n".join(lines) + "\n"
 
 
@@ -328,12 +353,18 @@ def _file(name: str, path: str) -> str:
 
 
 def _refuse_unknown(environ: Mapping[str, str]) -> None:
-    known = {name for setting in SETTINGS for name in (setting.name, *setting.aliases)}
-    known |= {f"{setting.name}_FILE" for setting in SETTINGS if setting.secret}
+    known = _known()
     for name in sorted(environ):
         if name.startswith("AURALINK_") and name not in known:
             near = _nearest(name, known)
             raise SettingError(f"{name} is not a setting" + (f"; did you mean {near}?" if near else ""))
+
+
+def _known() -> set[str]:
+    names = {name for setting in SETTINGS for name in (setting.name, *setting.aliases)}
+    return names | {
+        f"{name}_FILE" for setting in SETTINGS if setting.secret for name in (setting.name, *setting.aliases)
+    }
 
 
 def _nearest(name: str, known: set[str]) -> str | None:

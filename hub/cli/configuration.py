@@ -51,9 +51,18 @@ def check_config(*, json: bool = False) -> int:
     return OK
 
 
-def config_doc() -> int:
-    """Print every setting with its default and meaning, as a Markdown table."""
-    print(settings.document(), end="")
+def config_doc(*, json: bool = False) -> int:
+    """Print every setting with its default and meaning, as a Markdown table.
+
+    Parameters
+    ----------
+    json
+        Print a JSON list.
+    """
+    if json:
+        emit_json(settings.described())
+    else:
+        print(settings.document(), end="")
     return OK
 
 
@@ -61,6 +70,7 @@ def spec(
     document: Literal["openapi", "asyncapi"],
     *,
     output: Annotated[Path | None, cyclopts.Parameter(name=["--output", "-o"])] = None,
+    json: bool = False,
 ) -> int:
     """Print the generated contract: OpenAPI 3.1 of the REST routes or AsyncAPI 3.0 of the sockets.
 
@@ -70,6 +80,8 @@ def spec(
         Which of the two.
     output
         Write it to this file.
+    json
+        For the habit: it is JSON in any case.
     """
     from hub import contract
     from hub.actions import all_commands

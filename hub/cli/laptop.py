@@ -11,12 +11,14 @@ import asyncio
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 import msgspec
 
+from db.errors import MigrationError
 from hub import app, logs, settings
 from hub.cli import environment
 from hub.cli.output import OK, Failed, dim, good, note, say
@@ -46,7 +48,7 @@ def run(data_dir: Path | None, *, fresh: bool) -> int:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         with ExitStack() as stack:
             return _run(own, directory, stack)
-    except (EmbeddedError, app.CannotServe, settings.SettingError, OSError) as error:
+    except (EmbeddedError, MigrationError, app.CannotServe, settings.SettingError, OSError) as error:
         raise Failed(str(error)) from None
 
 
@@ -56,42 +58,47 @@ def _run(own: Mapping[str, str], directory: Path, stack: ExitStack) -> int:
         "AURALINK_JWT_SECRET": kept.jwt,
         "AURALINK_LOG_FORMAT": "console",
         "AURALINK_LOG_LEVEL": "warning",
+        **_addresses(own),
     }
-    wanted |= _addresses(own)
-    if "DATABASE_URL" not in own:
+    if not settings.given("DATABASE_URL", own):
         say("starting PostgreSQL …")
         postgres = stack.enter_context(Postgres(directory / "postgres"))
         wanted |= asyncio.run(_prepare_database(postgres, kept))
-    if "REDIS_URL" not in own:
+    if not settings.given("REDIS_URL", own):
         say("starting Valkey …")
         wanted["REDIS_URL"] = stack.enter_context(Valkey(directory / "valkey")).url
+    environ = {**{name: value for name, value in wanted.items() if not settings.given(name, own)}, **own}
+    environ["AURALINK_LISTEN"] = wanted["AURALINK_LISTEN"]
     livekit: LiveKit | None = None
-    if "LIVEKIT_URL" not in own:
-        port = wanted.get("AURALINK_LISTEN", own.get("AURALINK_LISTEN", "")).rpartition(":")[2]
+    if not settings.given("LIVEKIT_URL", own):
+        port = environ["AURALINK_LISTEN"].rpartition(":")[2]
         livekit = LiveKit(directory / "livekit", webhook_url=f"http://127.0.0.1:{port}/webhooks/livekit")
         livekit.prepare()
         stack.callback(livekit.stop)
-        wanted |= {
+        # Over what was given: keys of another LiveKit are not those of ours.
+        environ |= {
             "LIVEKIT_URL": livekit.ws_url,
             "LIVEKIT_API_KEY": livekit.api_key,
             "LIVEKIT_API_SECRET": livekit.api_secret,
         }
-    environ = {**wanted, **own}
     loaded = settings.load(environ)
     logs.configure(log_format=loaded.log_format, level=loaded.log_level)
     file = directory / environment.ENV_FILE
-    write_private(file, "".join(f"{name}={value}\n" for name, value in sorted(wanted.items())))
+    write_private(file, "".join(f"{name}={value}\n" for name, value in sorted(settings.only_settings(environ).items())))
     stack.callback(file.unlink, missing_ok=True)
     app.run(_serve(loaded, livekit))
     return OK
 
 
 async def _serve(loaded: settings.Settings, livekit: LiveKit | None) -> None:
-    async with asyncio.TaskGroup() as group:
-        media = group.create_task(_bring_up(livekit)) if livekit else None
+    # No task group: it would wrap the one line that says why the hub cannot serve.
+    media = asyncio.create_task(_bring_up(livekit)) if livekit else None
+    try:
         await app.serve(loaded, on_ready=lambda: _welcome(loaded))
-        if media:
+    finally:
+        if media is not None:
             media.cancel()
+            await asyncio.wait([media])
 
 
 async def _bring_up(livekit: LiveKit) -> None:
@@ -135,23 +142,32 @@ def _welcome(loaded: settings.Settings) -> None:
         say("\nWhat to try next:")
         say(f"""  curl -s {loaded.public_url}/api/v1/rooms -H "Authorization: Bearer $ADA" \\
        -H 'Content-Type: application/json' -d '{{"name": "Team Standup", "call_type": "group"}}'""")
-        say("  scripts/dev demo                   two people in a real call, with audio and video")
-        say("  auralink-hub room list             what goes on (in another terminal)")
-        say("  auralink-hub doctor                is everything well?")
+        say("  scripts/dev demo   two people in a real call, with audio and video")
+        say(f"  {_command()} room list   what goes on (in another terminal)")
+        say(f"  {_command()} doctor      is everything well?")
     say(dim("\nStop it with Ctrl-C; its data stays."))
 
 
 def _addresses(own: Mapping[str, str]) -> dict[str, str]:
-    """Loopback, on the usual ports where they are free."""
-    wanted: dict[str, str] = {}
-    listen = own.get("AURALINK_LISTEN")
-    if listen is None:
-        listen = wanted["AURALINK_LISTEN"] = f"127.0.0.1:{_LISTEN if port_is_free(_LISTEN) else free_port()}"
-    if "AURALINK_INTERNAL_LISTEN" not in own:
-        wanted["AURALINK_INTERNAL_LISTEN"] = f"127.0.0.1:{_INTERNAL if port_is_free(_INTERNAL) else free_port()}"
-    if "AURALINK_PUBLIC_URL" not in own:
-        wanted["AURALINK_PUBLIC_URL"] = f"http://127.0.0.1:{listen.rpartition(':')[2]}"
-    return wanted
+    """Loopback, on the usual ports where they are free. Port 0 is chosen here, since others have to know it."""
+    host, _, port = own.get("AURALINK_LISTEN", f"127.0.0.1:{_LISTEN if port_is_free(_LISTEN) else 0}").rpartition(":")
+    listen = f"{host}:{free_port() if port == '0' else port}"
+    return {
+        "AURALINK_LISTEN": listen,
+        "AURALINK_INTERNAL_LISTEN": f"127.0.0.1:{_INTERNAL if port_is_free(_INTERNAL) else free_port()}",
+        "AURALINK_PUBLIC_URL": f"http://127.0.0.1:{listen.rpartition(':')[2]}",
+    }
+
+
+def _command() -> str:
+    """How this person calls the command line."""
+    if shutil.which("auralink-hub"):
+        return "auralink-hub"
+    beside = Path(sys.executable).with_name("auralink-hub")
+    try:
+        return str(beside.relative_to(Path.cwd()))
+    except ValueError:
+        return str(beside)
 
 
 def _secrets(file: Path) -> Secrets:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Literal
+from typing import Annotated, Literal
 
 import cyclopts
 import msgspec
@@ -28,7 +28,7 @@ def create(
     tenant: str | None = None,
     role: Literal["authenticated", "service_role"] = "authenticated",
     admin: bool = False,
-    ttl_s: int = 3600,
+    ttl_s: Annotated[int, cyclopts.Parameter(validator=cyclopts.validators.Number(gte=1, lte=31_536_000))] = 3600,
     json: bool = False,
 ) -> int:
     """Print a user token signed with AURALINK_JWT_SECRET.
@@ -53,6 +53,8 @@ def create(
     from hub.app import make_tokens
 
     loaded = environment.load()
+    if not user.isprintable() or " " in user or not 0 < len(user) <= 128:
+        fail("a user id is 1 to 128 printable characters without spaces")
     try:
         issued = make_tokens(loaded).issue(
             user,

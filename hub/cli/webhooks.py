@@ -63,7 +63,7 @@ def simulate(
 
     loaded = environment.load("LIVEKIT_API_KEY", "LIVEKIT_API_SECRET")
     raw = (
-        body.read_bytes()
+        _read(body)
         if body
         else msgspec.json.encode(_payload(event, room_name, room_sid, identity, participant_sid, source))
     )
@@ -98,6 +98,13 @@ def replay(inbox_id: str, *, url: str | None = None, token: str | None = None, j
     else:
         say(f"queued {inbox_id}")
     return OK
+
+
+def _read(body: Path) -> bytes:
+    try:
+        return body.read_bytes()
+    except OSError as error:
+        fail(f"cannot read {body}: {error.strerror}")
 
 
 async def _send(url: str, raw: bytes, headers: dict[str, str]) -> int:

@@ -35,7 +35,16 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         assert command in text
 
 
-@pytest.mark.parametrize("words", [["nonsense"], ["token", "create"], ["spec", "swagger"], ["migrate", "--sideways"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["nonsense"],
+        ["token", "create"],
+        ["token", "create", "ada", "--ttl-s", "-5"],
+        ["spec", "swagger"],
+        ["migrate", "--sideways"],
+    ],
+)
 def test_wrong_words_end_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert "Traceback" not in capsys.readouterr().err
@@ -98,3 +107,26 @@ def test_the_documents_in_docs_are_what_the_code_says(document: str, capsys: pyt
 def test_a_hub_that_does_not_answer_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["room", "list", "--url", "http://127.0.0.1:9"]) == 1
     assert "http://127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_a_user_id_that_the_hub_would_refuse_is_refused_here(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["token", "create", "a b"]) == 1
+    assert "without spaces" in capsys.readouterr().err
+
+
+def test_a_missing_secret_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("AURALINK_JWT_SECRET")
+    for words in (["token", "create", "ada"], ["room", "list"]):
+        assert main(words) == 1
+        assert "AURALINK_JWT_SECRET" in capsys.readouterr().err
+
+
+def test_a_body_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = str(tmp_path / "absent.json")
+    assert main(["webhook", "simulate", "room_started", "room_a_1", "--body", missing]) == 1
+    assert missing in capsys.readouterr().err
+
+
+def test_config_doc_is_data_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["config-doc", "--json"]) == 0
+    assert set(MINIMUM) <= {one["name"] for one in json.loads(capsys.readouterr().out)}
