@@ -12,7 +12,7 @@ local head = redis.call('HMGET', KEYS[1], 'epoch', 'mark_ms', 'mark')
 local epoch = head[1]
 if not epoch then
   epoch = ARGV[2]
-  redis.call('HSET', KEYS[1], 'epoch', epoch, 'offset', 0)
+  redis.call('HSET', KEYS[1], 'epoch', epoch, 'offset', 0, 'born_ms', now)
   redis.call('DEL', KEYS[2])
 end
 local offset = redis.call('HINCRBY', KEYS[1], 'offset', 1)

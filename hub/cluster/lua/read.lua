@@ -5,7 +5,8 @@ local head = redis.call('HMGET', KEYS[1], 'epoch', 'offset')
 local epoch, offset = head[1], head[2]
 if not epoch then
   epoch, offset = ARGV[1], '0'
-  redis.call('HSET', KEYS[1], 'epoch', epoch, 'offset', 0)
+  local time = redis.call('TIME')
+  redis.call('HSET', KEYS[1], 'epoch', epoch, 'offset', 0, 'born_ms', time[1] * 1000 + math.floor(time[2] / 1000))
   redis.call('PEXPIRE', KEYS[1], 86400000)
   redis.call('DEL', KEYS[2])
 end
