@@ -125,6 +125,12 @@ async def unencodable(ctx: Context, message: Empty) -> Whole:
     return Whole(object())
 
 
+@commands.add("test:huge", needs="anyone", rate=FAST, mutates=False)
+async def huge(ctx: Context, message: Empty) -> Whole:
+    """Answer with what only some serializers can write."""
+    return Whole(2**64)
+
+
 @commands.add("room:join", needs="anyone", rate=FAST, mutates=False)
 async def join(ctx: Context, message: Join) -> Joined:
     """Enter a room."""
@@ -438,7 +444,9 @@ class Raw:
 
 
 @asynccontextmanager
-async def raw(url: str, *, token: str | None = None, headers: Mapping[str, str] | None = None) -> AsyncIterator[Raw]:
+async def raw(
+    url: str, *, token: str | None = None, headers: Mapping[str, str] | None = None, **auth: str
+) -> AsyncIterator[Raw]:
     """An open socket; with a token, authenticated and past `session:ready`."""
     async with (
         aiohttp.ClientSession() as http,
@@ -447,12 +455,13 @@ async def raw(url: str, *, token: str | None = None, headers: Mapping[str, str] 
         client = Raw(websocket)
         client.opening = msgspec.json.decode((await client.hear())[1:])
         if token is not None:
-            await connect(client, token)
+            await connect(client, token, **auth)
         yield client
 
 
-async def connect(client: Raw, token: str) -> None:
-    await client.say("40" + msgspec.json.encode({"token": token, "protocol": "1", "client": "test/1"}).decode())
+async def connect(client: Raw, token: str, **auth: str) -> None:
+    auth = {"token": token, "protocol": "1", "client": "test/1", **auth}
+    await client.say("40" + msgspec.json.encode(auth).decode())
     answer = await client.hear()
     assert answer.startswith('40{"sid":'), answer
     name, client.ready = await client.event()

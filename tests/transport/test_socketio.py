@@ -30,7 +30,8 @@ async def test_session_ready_is_the_first_event_after_connect(edge: Node) -> Non
         ready = client.ready
         assert ready["user"] == {"id": "ada", "role": "authenticated", "display_name": "Ada"}
         assert ready["protocol"] == "1" and ready["server"]["node_id"] == "node-1"
-        assert ready["recovery"] == {"window_s": 120} and ready["limits"]["event_bytes"] == 65536
+        assert ready["recovery"] == {"window_s": 120, "user": {"epoch": "e1", "offset": 0}}
+        assert ready["limits"]["event_bytes"] == 65536
         assert ready["server_time"].endswith("Z") and ready["token_expires_at"].endswith("Z")
         assert edge.edge.session(ready["session_id"]) is not None
 
@@ -262,7 +263,33 @@ async def test_a_users_sessions_hear_what_is_for_them(edge: Node) -> None:
         await until(lambda: bool(edge.hub.bus.users))
         await edge.hub.bus.to_user(TENANT, "a", "invite:received", {"invite_id": "1"})
         for client in (one, two):
-            assert await client.event() == ("invite:received", {"invite_id": "1"})
+            assert await client.event() == ("invite:received", {"epoch": "e1", "offset": 1, "invite_id": "1"})
+
+
+async def test_who_says_up_to_where_they_heard_gets_the_rest_right_after_session_ready(edge: Node) -> None:
+    async def invite(*numbers: int) -> None:
+        for number in numbers:
+            await edge.hub.bus.to_user(TENANT, "a", "invite:received", {"n": number})
+
+    async with raw(edge.socket_url, token="good:a") as client:
+        await invite(1)
+        assert (await client.event())[1]["offset"] == 1
+    await invite(2, 3)
+    for _ in range(2):
+        async with raw(edge.socket_url, token="good:a", user_since="e1:1") as again:
+            assert again.ready["recovery"]["recovered"] is True
+            assert [(await again.event())[1]["n"] for _ in range(2)] == [2, 3]
+            await again.silence()
+    async with raw(edge.socket_url, token="good:a", user_since="e0:1") as late:
+        assert late.ready["recovery"] == {"window_s": 120, "user": {"epoch": "e1", "offset": 3}, "recovered": False}
+        await late.silence()
+        edge.edge.resynced_user(TENANT, "a")
+        assert await late.event() == ("session:resynced", {"position": {"epoch": "e1", "offset": 3}})
+    async with raw(edge.socket_url.replace("transport", "parser=msgpack&transport")) as client:
+        assert client.opening
+    async with raw(edge.socket_url) as client:
+        await client.say('40{"token":"good:a","protocol":"1","user_since":"3"}')
+        assert '"code":"protocol_unsupported"' in await client.hear()
 
 
 async def test_the_subscription_of_a_user_is_made_up_for_when_the_cluster_is_back(edge: Node) -> None:
@@ -410,6 +437,47 @@ async def test_huge_rooms_are_written_in_slices_and_everybody_hears_everything_i
     assert sessions[-1].socket.heard == []
 
 
+async def test_an_event_that_one_serializer_cannot_write_costs_nobody_the_events_after_it(edge: Node) -> None:
+    """msgpack has no word for numbers beyond 64 bits: its clients look for themselves, the others hear all."""
+    from hub.transport.socketio.fanout import Rooms
+
+    rooms, call_id, other = Rooms(), uuid4(), uuid4()
+    sessions = [_FakeSession(edge, number) for number in range(3)]
+    sessions[1].socket.codec = edge.edge._packets.msgpack
+    for session, of in zip(sessions, (call_id, call_id, other), strict=True):
+        rooms.enter(of, session)  # type: ignore[arg-type]
+        rooms.release(of, session)  # type: ignore[arg-type]
+    for number in (2**70, 1):
+        rooms.deliver(call_id, None, "", "test:posted", b'{"n":%d}' % number)
+        rooms.deliver(other, None, "", "test:posted", b'{"n":%d}' % number)
+        await asyncio.sleep(0.01)
+    plain, packed, elsewhere = (b"".join(session.socket.heard) for session in sessions)
+    assert plain == elsewhere and plain.count(b"test:posted") == 2 and str(2**70).encode() in plain
+    assert packed.count(b"test:posted") == 1 and packed.count(b"room:resynced") == 1
+    assert packed.index(b"room:resynced") < packed.index(b"test:posted") and str(call_id).encode() in packed
+
+
+async def test_a_turn_that_breaks_in_one_room_goes_on_in_the_others_and_comes_again(edge: Node) -> None:
+    from hub.transport.socketio.fanout import Rooms
+
+    rooms, call_id, other = Rooms(), uuid4(), uuid4()
+    sessions = [_FakeSession(edge, number) for number in range(2)]
+    for session, of in zip(sessions, (call_id, other), strict=True):
+        rooms.enter(of, session)  # type: ignore[arg-type]
+        rooms.release(of, session)  # type: ignore[arg-type]
+
+    def broken() -> None:
+        raise LookupError("a bug")
+
+    for number in (1, 2):
+        rooms.deliver(call_id, None, "", "test:posted", b'{"n":%d}' % number)
+        rooms.then(call_id, broken)
+        rooms.deliver(other, None, "", "test:posted", b'{"n":%d}' % number)
+        await asyncio.sleep(0.01)
+    for session in sessions:
+        assert b"".join(session.socket.heard).count(b"test:posted") == 2
+
+
 class _FakeSocket:
     def __init__(self, codec: object) -> None:
         self.codec = codec
@@ -467,6 +535,17 @@ async def test_msgpack_and_json_clients_share_a_room(edge: Node) -> None:
         await plain.command("test:post", {"call_id": call_id, "text": "für alle"})
         heard = await _hear_packed(packed)
         assert heard["type"] == 2 and heard["data"] == ["test:posted", (await plain.event())[1]]
+
+
+async def test_an_answer_that_cannot_be_written_is_internal_and_the_socket_lives(edge: Node) -> None:
+    async with raw(edge.socket_url + "&parser=msgpack") as client:
+        await _say_packed(client, {"type": 0, "data": {"token": "good:a"}, "nsp": "/"})
+        await _hear_packed(client)
+        await _hear_packed(client)
+        for number in (1, 2):
+            await _say_packed(client, {"type": 2, "data": ["test:huge", {}], "nsp": "/", "id": number})
+            answer = await _hear_packed(client)
+            assert answer["id"] == number and answer["data"][0]["error"]["code"] == "internal"  # type: ignore[index]
 
 
 async def test_msgpack_extensions_of_stock_clients_are_tolerated(edge: Node) -> None:

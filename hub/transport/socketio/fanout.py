@@ -13,12 +13,15 @@ from collections.abc import Callable
 from uuid import UUID
 
 import msgspec
+import structlog
 
 from hub import metrics
 from hub.context import Position
 from hub.transport.socketio.codec import Codec
 from hub.transport.socketio.session import Session
 from hub.transport.socketio.socket import BYTES, Socket
+
+log = structlog.get_logger("hub.fanout")
 
 EVENTS = metrics.Tally("events_sent", "Events written to sockets, by name", "name")
 ROOMS = metrics.gauge("rooms", "Rooms with sockets on this node")
@@ -32,9 +35,12 @@ _HELD = 512
 class Frame:
     """One event of a room, encoded at most once per serializer."""
 
-    __slots__ = ("_encoded", "body", "name", "position", "skip_session")
+    __slots__ = ("_encoded", "body", "call_id", "name", "position", "skip_session")
 
-    def __init__(self, name: str, body: bytes, position: Position | None, skip_session: str | None) -> None:
+    def __init__(
+        self, call_id: UUID, name: str, body: bytes, position: Position | None, skip_session: str | None
+    ) -> None:
+        self.call_id = call_id
         self.name = name
         self.body = body
         self.position = position
@@ -44,8 +50,17 @@ class Frame:
     def encoded(self, codec: Codec) -> bytes:
         data = self._encoded.get(codec)
         if data is None:
-            data = self._encoded[codec] = codec.event_json(self.name, self.body)
+            data = self._encoded[codec] = self._encode(codec)
         return data
+
+    def _encode(self, codec: Codec) -> bytes:
+        try:
+            return codec.event_json(self.name, self.body)
+        except Exception:
+            # JSON has more in it than msgpack. One such event must not keep a room, or the node, from hearing the rest;
+            # those who cannot be told it are told to look for themselves.
+            log.exception("event_not_encoded", event_name=self.name, codec=codec.name, call_id=str(self.call_id))
+            return codec.event("room:resynced", {"call_id": str(self.call_id)})
 
 
 class _Guard:
@@ -174,7 +189,7 @@ class Rooms:
         if room is None:
             return
         position = None if offset is None else Position(epoch, offset)
-        room.pending.append(Frame(name, body, position, skip_session))
+        room.pending.append(Frame(call_id, name, body, position, skip_session))
         if not room.due:
             room.due = True
             self._due.append(room)
@@ -186,18 +201,29 @@ class Rooms:
         budget, due = _TURN, self._due
         while due and budget > 0:
             room = due.popleft()
-            budget -= self._advance(room)
-            if room.work or room.pending:
-                due.append(room)
-            else:
+            try:
+                budget -= self._advance(room)
+                self._after(room)
+            except Exception:
+                # A bug with one room: this turn serves all of them, and must come again.
+                log.exception("room_not_written")
+                room.work.clear()
+                room.pending.clear()
                 room.due = False
-                follow, room.then = room.then, None
-                if follow is not None:
-                    follow()
+                budget -= 1
         if due:
             asyncio.get_running_loop().call_soon(self._turn)
         else:
             self._scheduled = False
+
+    def _after(self, room: _Room) -> None:
+        if room.work or room.pending:
+            self._due.append(room)
+            return
+        room.due = False
+        follow, room.then = room.then, None
+        if follow is not None:
+            follow()
 
     def _advance(self, room: _Room) -> int:
         """Write a slice of what the room has due. How many writes it took."""

@@ -221,8 +221,8 @@ class Packets:
         if number is not None:
             try:
                 frame = socket.codec.ack(number, ack)
-            except (TypeError, ValueError):
-                # The answer of a command that no serializer can write.
+            except Exception:
+                # The answer of a command that this serializer cannot write; whatever the reason, the socket lives.
                 log.exception("ack_not_encoded")
                 ack = Ack(ok=False, error=errors.Internal().problem())
                 frame = socket.codec.ack(number, ack)
