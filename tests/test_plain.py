@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -12,9 +13,27 @@ from hub.protocol.plain import closed, plain
 
 
 def test_whole_numbers_are_whole_however_they_were_written() -> None:
-    taken = plain({"a": 2.0, "b": [1.0, {"c": -3.0}], "d": 1.5, "e": True, "f": 1e300, "g": float("inf"), "h": b"\x00"})
-    assert taken == {"a": 2, "b": [1, {"c": -3}], "d": 1.5, "e": True, "f": 1e300, "g": float("inf"), "h": b"\x00"}
-    assert [type(taken[name]) for name in "adef"] == [int, float, bool, float]
+    taken = plain({"a": 2.0, "b": [1.0, {"c": -3.0}], "d": 1.5, "e": True, "f": 1e18, "g": -0.0, "h": b"\x00"})
+    assert taken == {"a": 2, "b": [1, {"c": -3}], "d": 1.5, "e": True, "f": 10**18, "g": 0, "h": b"\x00"}
+    assert [type(taken[name]) for name in "adefg"] == [int, float, bool, int, int]
+
+
+def test_numbers_travel_that_json_and_msgpack_and_postgresql_carry() -> None:
+    taken = {"a": [2**63 - 1, 1 - 2**63, 0.1, -1e-30, 123456.75]}
+    assert plain(taken) == taken
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(plain(taken))) == taken
+
+
+@pytest.mark.parametrize(
+    "number",
+    [2**63, -(2**63) - 1, pytest.param(10**4000, id="4000 digits"), 1e20, -1e308, 1e-31, 5e-324, math.inf, math.nan],
+)
+def test_a_number_that_cannot_travel_is_refused_by_its_place(number: float) -> None:
+    """S-179"""
+    with pytest.raises(ValidationFailed) as refusal:
+        plain({"metadata": {"x": [1, number]}})
+    assert [error.path for error in refusal.value.errors] == ["metadata.x[1]"]
+    assert len(refusal.value.message) < 100
 
 
 def test_nesting_ends_somewhere() -> None:
@@ -33,6 +52,8 @@ def test_nesting_ends_somewhere() -> None:
     [
         ({"a": "\x00"}, "a"),
         ({"a": {"b": ["x", "y\x00"]}}, "a.b[1]"),
+        ({"a": {"b": ["x", "\ud800"]}}, "a.b[1]"),
+        ({"a": {"\udc00": 1}}, "a"),
         ({"a": {"k\x00": 1}}, "a"),
         ({"\x00": 1}, ""),
         ({1: 2}, ""),

@@ -23,6 +23,7 @@ from hub.policy import Permissions, Role, rank
 from hub.protocol import errors
 from hub.protocol.errors import FieldError, HubError
 from hub.protocol.media import MediaAccess
+from hub.protocol.plain import plain
 from hub.state.facts import RoomStarted
 
 log = structlog.get_logger("hub.joining")
@@ -168,6 +169,7 @@ def metadata_of(ctx: Context, given: Mapping[str, Any] | str | None) -> dict[str
             raise errors.ValidationFailed(
                 "metadata: not a JSON object", errors=[FieldError("metadata", "not a JSON object")]
             ) from None
+        given = plain({"metadata": given})["metadata"]
     return fits(ctx, given)
 
 

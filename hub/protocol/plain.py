@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -10,8 +11,10 @@ from msgspec import inspect
 
 from hub.protocol.errors import FieldError, ValidationFailed
 
-# The largest whole number that a JSON number holds exactly everywhere.
-_EXACT: Final = 2**53
+# What JSON, msgpack and PostgreSQL all carry: beyond, msgpack has no word, and jsonb writes 1e308 as 309 digits.
+_MOST: Final = 2**63 - 1
+# jsonb writes 1e-300 as 300 zeros.
+_LEAST: Final = 1e-30
 # JSON has no two ways to write these.
 _PLAIN = (
     inspect.NoneType, inspect.BoolType, inspect.IntType, inspect.StrType, inspect.BytesType, inspect.UUIDType,
@@ -24,7 +27,8 @@ _DEPTH: Final = 64
 def plain(payload: Mapping[str, Any]) -> dict[str, Any]:
     """`payload` with 2.0 as 2, as JavaScript and MessagePack may write it. Raises ValidationFailed.
 
-    Text with a NUL is refused, which PostgreSQL cannot hold, and so are names that are no text and bottomless nesting.
+    Refused is what cannot travel: text with a NUL, which PostgreSQL cannot hold, or with half a character, names that
+    are no text, bottomless nesting, and numbers beyond 64 bits or too small to be written out.
     """
     return {_name(name, ""): _plain(value, str(name), 1) for name, value in payload.items()}
 
@@ -53,8 +57,8 @@ def _closed(kind: inspect.Type) -> bool:
 
 
 def _plain(value: Any, path: str, depth: int) -> Any:
-    if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT:
-        return int(value)
+    if isinstance(value, float | int):
+        return value if isinstance(value, bool) else _number(value, path)
     if isinstance(value, str):
         return _text(value, path)
     if not isinstance(value, Mapping | list | tuple):
@@ -68,9 +72,27 @@ def _plain(value: Any, path: str, depth: int) -> Any:
     return [_plain(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value)]
 
 
+def _number(value: float, path: str) -> float:
+    """Whole ones as whole numbers, as jsonb would give them back."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _refused(path, "not a finite number")
+    if abs(value) > _MOST:
+        raise _refused(path, "a number beyond 64 bits")
+    if value == int(value):
+        return int(value)
+    if abs(value) < _LEAST:
+        raise _refused(path, f"a number below {_LEAST:g}: write 0")
+    return value
+
+
 def _text(value: str, path: str) -> str:
     if "\x00" in value:
         raise _refused(path, "contains NUL")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise _refused(path, "contains half a character") from None
     return value
 
 
