@@ -54,9 +54,7 @@ async def _play(ground: Ground, plan: Plan) -> Sequence[Figure]:
         none("snapshots that a frame caused", sum(isinstance(each, Picture) for each in new)),
         none("sockets lost", sum(len(client.resumes) for client in people) - resumed),
         # Ticks are numbers, and most of them nobody waits for; everything else is counted by whoever heard it.
-        at_least(
-            "frames counted as refused, of those not on tick channels", after - before, _countable(plain, sharded), ""
-        ),
+        at_least("frames counted as refused", after - before, _countable(plain, sharded), ""),
         *delivery(ground),
         counted(ground, "clients with a wrong picture", checks.finals(ground.history.entries)),
     ]
