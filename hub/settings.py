@@ -184,7 +184,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("AURALINK_MAX_CONNECTIONS_PER_ADDRESS", "max_connections_per_address", _whole(1, 1_000_000), 1_000, "Most sockets from one address on this node."),
     Setting("AURALINK_TOKEN_TTL_S", "token_ttl_s", _whole(60, 3600), 600, "Lifetime of a LiveKit token: time to join, not to stay."),
     Setting("AURALINK_WAITING_EXPIRES_S", "waiting_expires_s", _whole(60, 31_536_000), 604_800, "A call that nobody joined ends after this."),
-    Setting("AURALINK_RECONNECT_GRACE_S", "reconnect_grace_s", _seconds(0, 60), 20.0, "A participant whose media connection broke is `reconnecting` this long."),
+    Setting("AURALINK_RECONNECT_GRACE_S", "reconnect_grace_s", _seconds(0, 60), 20.0, "A participant whose media connection broke is `reconnecting` this long; 5 s at most where LiveKit waited already."),
     Setting("AURALINK_SOCKET_GRACE_S", "socket_grace_s", _seconds(0, 300), 25.0, "A participant whose socket broke stays this long."),
     Setting("AURALINK_ABSENT_ROOM_GRACE_S", "absent_room_grace_s", _seconds(1, 600), 60.0, "A call whose LiveKit room vanished ends after this."),
     Setting("AURALINK_SWEEP_S", "sweep_s", _seconds(1, 300), 10.0, "Time between two comparisons with LiveKit."),
