@@ -119,7 +119,16 @@ class Bus(Protocol):
         skip_session: str | None = None,
     ) -> Position | None: ...
 
-    async def to_user(self, tenant_id: UUID, user_id: str, name: str, payload: Any) -> None: ...
+    async def to_user(
+        self,
+        tenant_id: UUID,
+        user_id: str,
+        name: str,
+        payload: Any,
+        *,
+        recorded: bool = True,
+        by: Mapping[str, Any] | None = None,
+    ) -> Position | None: ...
 
     async def position(self, call_id: UUID) -> Position: ...
 

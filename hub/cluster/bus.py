@@ -18,13 +18,15 @@ import msgspec
 import structlog
 
 from hub.cluster.envelope import Envelope, Signer
-from hub.cluster.hearing import Hearing, Listener, place
-from hub.cluster.keys import Keys
+from hub.cluster.hearing import Hearing
+from hub.cluster.keys import Keys, LogKeys
 from hub.cluster.line import Line
 from hub.cluster.link import LinkLost, ServerRefused
 from hub.cluster.nodes import Nodes
+from hub.cluster.order import Arrival
 from hub.cluster.redis import Door
 from hub.cluster.roomlog import PUBLISH_S, SCRIPTS, TELL_S, Counters, RoomLog
+from hub.cluster.streams import Listener, Stream, place
 from hub.context import Position
 from hub.protocol.errors import ClusterUnavailable
 
@@ -36,6 +38,11 @@ _DEGRADED_AFTER_S = 1.0
 # The position of an event belongs to the envelope; a payload that repeats it would make a second key in the same
 # object.
 _ENVELOPE_FIELDS = frozenset(("call_id", "epoch", "offset", "ts", "by"))
+# What is meant for a user is in no room: a call it names is the payload's own.
+_USER_FIELDS = _ENVELOPE_FIELDS - {"call_id"}
+# How often, and how far apart, the log is read until it and what was heard are at one.
+_CATCH_UP = 5
+_CATCH_UP_S = 0.02
 
 
 class Missed(msgspec.Struct, frozen=True):
@@ -43,6 +50,13 @@ class Missed(msgspec.Struct, frozen=True):
 
     event: str
     data: dict[str, Any]
+
+
+class Direct(msgspec.Struct, frozen=True):
+    """The same of what was meant for a user, as JSON."""
+
+    event: str
+    data: bytes
 
 
 class Bus:
@@ -54,7 +68,7 @@ class Bus:
             tick_channel=keys.tick_channel(f"{nodes.node_id}:{secrets.token_hex(4)}"),
             scripts=SCRIPTS,
         )
-        self._log = RoomLog(self._line, keys, nodes, signer, self.counters)
+        self._log = RoomLog(self._line, nodes, signer, self.counters)
         own_channel = keys.node_channel(nodes.node_id)
         self._hearing = Hearing(self._log, keys, nodes.clock, signer, self.counters, own_channel)
         self._line.ear = self._hearing
@@ -95,27 +109,43 @@ class Bus:
         Does not raise for Redis: what it announces has already happened. While Redis is away the members on this node
         hear it without an offset, and everybody gets a new epoch, and with it a snapshot, when Redis is back.
         """
-        body = encode_body(payload, by)
-        number = self._log.next_number()
+        body, keys = encode_body(payload, by), self._keys.room(call_id)
         if recorded:
-            try:
-                return await self._log.append(call_id, number, name, body, skip_session, budget_s=TELL_S)
-            except ClusterUnavailable:
-                envelope = self._log.envelope("recorded", number, name, body, skip_session)
-                came = self._hearing.without_redis(call_id, envelope)
-                return Position(came.epoch, came.offset) if came is not None else None
-        self._send(self._keys.room(call_id).channel, self._log.envelope("ephemeral", number, name, body, skip_session))
+            return await self._tell(keys, name, body, skip_session)
+        number = self._log.next_number()
+        self._send(keys.channel, self._log.envelope("ephemeral", number, name, body, skip_session))
         return None
 
     async def publish(self, call_id: UUID, name: str, payload: Any, *, by: Mapping[str, Any] | None = None) -> Position:
         """Tell a room, or raise ClusterUnavailable within half a second, and then tell nobody."""
         number, body = self._log.next_number(), encode_body(payload, by)
-        return await self._log.append(call_id, number, name, body, None, budget_s=PUBLISH_S)
+        return await self._log.append(self._keys.room(call_id), number, name, body, None, budget_s=PUBLISH_S)
 
-    async def to_user(self, tenant_id: UUID, user_id: str, name: str, payload: Any) -> None:
-        """Tell every session of a user. While Redis is away only those on this node hear it."""
-        envelope = self._log.envelope("user", self._log.next_number(), name, encode_body(payload, None))
-        self._send(self._keys.user_channel(tenant_id, user_id), envelope)
+    async def to_user(
+        self,
+        tenant_id: UUID,
+        user_id: str,
+        name: str,
+        payload: Any,
+        *,
+        recorded: bool = True,
+        by: Mapping[str, Any] | None = None,
+    ) -> Position | None:
+        """Tell every session of a user, by the same rule as a room: its position, and it does not raise for Redis."""
+        body, keys = encode_body(payload, by, _USER_FIELDS), self._keys.user(tenant_id, user_id)
+        if recorded:
+            return await self._tell(keys, name, body, None)
+        self._send(keys.channel, self._log.envelope("user", self._log.next_number(), name, body))
+        return None
+
+    async def _tell(self, keys: LogKeys, name: str, body: bytes, skip_session: str | None) -> Position | None:
+        number = self._log.next_number()
+        try:
+            return await self._log.append(keys, number, name, body, skip_session, budget_s=TELL_S)
+        except ClusterUnavailable:
+            envelope = self._log.envelope("recorded", number, name, body, skip_session)
+            came = self._hearing.without_redis(keys, envelope)
+            return Position(came.epoch, came.offset) if came is not None else None
 
     async def control(self, node_id: str, message: Mapping[str, Any]) -> None:
         """Tell one node something that no client hears. Raises ClusterUnavailable, also when no such node listens."""
@@ -137,62 +167,98 @@ class Bus:
 
     async def position(self, call_id: UUID) -> Position:
         """Where the room's log stands. Raises ClusterUnavailable."""
-        head, _ = await self._log.read(call_id)
+        head, _ = await self._log.read(self._keys.room(call_id))
         return Position(head.epoch, head.offset)
 
     async def since(self, call_id: UUID, position: Position) -> list[Missed] | None:
         """What came after `position`, all of it and in order, or None. Raises ClusterUnavailable."""
+        log = await self._after(self._keys.room(call_id), position)
+        if log is None:
+            return None
+        return [
+            Missed(envelope.name, msgspec.json.decode(place(call_id, at.epoch, at.offset, envelope)))
+            for at, envelope in log
+        ]
+
+    def position_of_user(self, tenant_id: UUID, user_id: str) -> Position | None:
+        """Up to where this node has heard what is meant for a user; None before it hears them."""
+        stream = self._hearing.stream(self._keys.user(tenant_id, user_id))
+        order = stream.order if stream is not None else None
+        return Position(order.epoch, order.last) if order is not None else None
+
+    async def missed_by_user(self, tenant_id: UUID, user_id: str, since: Position) -> list[Direct] | None:
+        """What a subscribed user was told after `since`, up to where this node has heard it at the return, so that
+        whoever begins to listen without another await has all of it, once. None: not all of it is there any more.
+
+        Raises ClusterUnavailable.
+        """
+        keys = self._keys.user(tenant_id, user_id)
+        for _ in range(_CATCH_UP):
+            log = await self._after(keys, since)
+            here = self.position_of_user(tenant_id, user_id)
+            if log is None or here is None or here.epoch != since.epoch:
+                return None
+            if since.offset <= here.offset <= since.offset + len(log):
+                return [
+                    Direct(envelope.name, place(None, at.epoch, at.offset, envelope))
+                    for at, envelope in log
+                    if at.offset <= here.offset
+                ]
+            # This node is about to hear what they heard elsewhere, or has heard more since the log was read.
+            await asyncio.sleep(_CATCH_UP_S)
+        return None
+
+    async def _after(self, keys: LogKeys, position: Position) -> list[Arrival] | None:
+        """Everything after `position`, in order, or None where something is missing."""
         if position.offset < 0:
             return None
-        head, entries = await self._log.read(call_id, position.offset + 1)
+        head, entries = await self._log.read(keys, position.offset + 1)
         # Ahead of the log: Redis lost what this client has seen.
         if head.epoch != position.epoch or head.offset < position.offset:
             return None
         if [at.offset for at, _ in entries] != list(range(position.offset + 1, head.offset + 1)):
             return None
-        return [
-            Missed(envelope.name, msgspec.json.decode(place(call_id, at.epoch, at.offset, envelope)))
-            for at, envelope in entries
-        ]
+        return entries
 
     # Subscribing
 
     async def subscribe_room(self, call_id: UUID) -> None:
         """From the return on, everything recorded in the room is delivered, in order. Raises ClusterUnavailable."""
-        room = self._hearing.room(call_id)
-        if room is not None:
-            await asyncio.shield(room.opening)
-            return
-        self._require()
-        room = self._hearing.expect_room(call_id)
-        try:
-            await self._line.subscribe(self._keys.room(call_id).channel)
-            await self._hearing.open_room(room)
-        except BaseException as error:
-            if self._hearing.room(call_id) is room:
-                self.unsubscribe_room(call_id)
-            room.opening.set_exception(error if isinstance(error, ClusterUnavailable) else ClusterUnavailable())
-            # Nobody else may be waiting for it.
-            room.opening.exception()
-            raise
+        keys = self._keys.room(call_id)
+        await self._subscribe(keys, lambda: self._hearing.expect_room(call_id))
 
     def unsubscribe_room(self, call_id: UUID) -> None:
-        if self._hearing.forget_room(call_id):
-            self._line.unsubscribe(self._keys.room(call_id).channel)
+        self._unsubscribe(self._keys.room(call_id))
 
     async def subscribe_user(self, tenant_id: UUID, user_id: str) -> None:
-        """Raises ClusterUnavailable."""
-        self._require()
-        self._hearing.expect_user(tenant_id, user_id)
-        try:
-            await self._line.subscribe(self._keys.user_channel(tenant_id, user_id))
-        except BaseException:
-            self._hearing.forget_user(tenant_id, user_id)
-            raise
+        """The same for what is meant for a user."""
+        keys = self._keys.user(tenant_id, user_id)
+        await self._subscribe(keys, lambda: self._hearing.expect_user(tenant_id, user_id))
 
     def unsubscribe_user(self, tenant_id: UUID, user_id: str) -> None:
-        if self._hearing.forget_user(tenant_id, user_id):
-            self._line.unsubscribe(self._keys.user_channel(tenant_id, user_id))
+        self._unsubscribe(self._keys.user(tenant_id, user_id))
+
+    async def _subscribe(self, keys: LogKeys, expect: Callable[[], Stream]) -> None:
+        stream = self._hearing.stream(keys)
+        if stream is not None:
+            await asyncio.shield(stream.opening)
+            return
+        self._require()
+        stream = expect()
+        try:
+            await self._line.subscribe(keys.channel)
+            await self._hearing.open(stream)
+        except BaseException as error:
+            if self._hearing.stream(keys) is stream:
+                self._unsubscribe(keys)
+            stream.opening.set_exception(error if isinstance(error, ClusterUnavailable) else ClusterUnavailable())
+            # Nobody else may be waiting for it.
+            stream.opening.exception()
+            raise
+
+    def _unsubscribe(self, keys: LogKeys) -> None:
+        if self._hearing.forget(keys):
+            self._line.unsubscribe(keys.channel)
 
     async def subscribe_bell(self, channel: str, ring: Callable[[bytes], None]) -> None:
         """`ring` hears whatever is published there, by whomever. Raises ClusterUnavailable."""
@@ -263,14 +329,16 @@ class Bus:
         self._line.call("SPUBLISH", channel, self._seal(channel, envelope), budget_s=PUBLISH_S).add_done_callback(done)
 
 
-def encode_body(payload: Any, by: Mapping[str, Any] | None) -> bytes:
+def encode_body(
+    payload: Any, by: Mapping[str, Any] | None, envelope_fields: frozenset[str] = _ENVELOPE_FIELDS
+) -> bytes:
     """The JSON object of an event without its position."""
     if (
         isinstance(payload, msgspec.Struct)
         and by is None
-        and not _ENVELOPE_FIELDS.intersection(payload.__struct_fields__)
+        and not envelope_fields.intersection(payload.__struct_fields__)
     ):
         return msgspec.json.encode(payload)
     fields: dict[str, Any] = msgspec.to_builtins(payload)
-    body = {name: value for name, value in fields.items() if name not in _ENVELOPE_FIELDS}
+    body = {name: value for name, value in fields.items() if name not in envelope_fields}
     return msgspec.json.encode({"by": dict(by), **body} if by is not None else body)

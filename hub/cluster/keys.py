@@ -1,7 +1,7 @@
 """The names of everything the hub keeps in Redis: `aura:{env}:…`, the environment written out.
 
-All keys of a room's log share the hash slot of `{call_id}`, so that one script may touch them on a Redis Cluster.
-Leases, rosters and sessions share the slot of `{presence}`: the scripts that change a roster check the lease of the
+All keys of a log share the hash slot of `{call_id}`, or of `{tenant:user}`, so that one script may touch them on a
+Redis Cluster. Leases, rosters and sessions share the slot of `{presence}`: the scripts that change a roster check the lease of the
 node in the same step, which only works within one slot, and they run a few times per join, not per event.
 """
 
@@ -16,7 +16,9 @@ _ENV = re.compile(r"[a-z0-9_-]{1,32}")
 _ROOMS = 20_000
 
 
-class RoomKeys(NamedTuple):
+class LogKeys(NamedTuple):
+    """Of one log: of a room, or of what is meant for a user."""
+
     channel: str
     channel_bytes: bytes
     head: str
@@ -33,14 +35,13 @@ class Keys:
         # Asked for with every event.
         self.room = lru_cache(maxsize=_ROOMS)(self._room)
 
-    def _room(self, call_id: UUID) -> RoomKeys:
-        channel = f"{self._prefix}room:{{{call_id}}}"
-        return RoomKeys(channel, channel.encode(), f"{channel}:head", f"{channel}:log")
+    def _room(self, call_id: UUID) -> LogKeys:
+        return _log(f"{self._prefix}room:{{{call_id}}}")
+
+    def user(self, tenant_id: UUID, user_id: str) -> LogKeys:
+        return _log(f"{self._prefix}user:{{{tenant_id}:{user_id}}}")
 
     # Other channels.
-
-    def user_channel(self, tenant_id: UUID, user_id: str) -> str:
-        return f"{self._prefix}user:{{{tenant_id}:{user_id}}}"
 
     def node_channel(self, node_id: str) -> str:
         return f"{self._prefix}node:{node_id}"
@@ -96,3 +97,7 @@ class Keys:
 
     def fence(self, name: str) -> str:
         return f"{self._prefix}lock:{{{name}}}:fence"
+
+
+def _log(channel: str) -> LogKeys:
+    return LogKeys(channel, channel.encode(), f"{channel}:head", f"{channel}:log")

@@ -26,6 +26,8 @@ class Freshness:
     subscription.
     """
 
+    __slots__ = ("_numbers", "_since_ms")
+
     def __init__(self, since_ms: int) -> None:
         self._since_ms = since_ms
         self._numbers: dict[str, int] = {}
@@ -53,7 +55,9 @@ class Repaired(msgspec.Struct, frozen=True):
 
 
 class RoomOrder:
-    """The position of one room on this node."""
+    """The position of one room, or of what is meant for one user, on this node."""
+
+    __slots__ = ("_asked", "_fresh", "_held", "_last_id", "_overflowed", "epoch", "last", "repairing")
 
     def __init__(self, head: Head, last: Envelope | None, now_ms: int) -> None:
         self.epoch = head.epoch

@@ -1,16 +1,15 @@
-"""The log of a room in Redis: append, read, and begin anew. Sealed going in, verified coming out."""
+"""The logs of rooms and users in Redis: append, read, and begin anew. Sealed going in, verified coming out."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
 from typing import Any
-from uuid import UUID
 
 import msgspec
 
 from hub.cluster.envelope import VERSION, Envelope, Head, Kind, Signer
-from hub.cluster.keys import Keys
+from hub.cluster.keys import LogKeys
 from hub.cluster.line import Line
 from hub.cluster.link import LinkLost, ServerRefused
 from hub.cluster.nodes import Nodes
@@ -50,8 +49,8 @@ class Counters(msgspec.Struct):
 class RoomLog:
     """Every method raises ClusterUnavailable within its budget."""
 
-    def __init__(self, line: Line, keys: Keys, nodes: Nodes, signer: Signer, counters: Counters) -> None:
-        self._line, self._keys, self._nodes, self._signer = line, keys, nodes, signer
+    def __init__(self, line: Line, nodes: Nodes, signer: Signer, counters: Counters) -> None:
+        self._line, self._nodes, self._signer = line, nodes, signer
         self._counters = counters
         self._number = 0
 
@@ -70,18 +69,17 @@ class RoomLog:
         )
 
     async def append(
-        self, call_id: UUID, number: int, name: str, body: bytes, skip_session: str | None, *, budget_s: float
+        self, keys: LogKeys, number: int, name: str, body: bytes, skip_session: str | None, *, budget_s: float
     ) -> Position:
-        room = self._keys.room(call_id)
         for attempt in (1, 2):
             if not self.writable:
                 raise ClusterUnavailable()
             envelope = self.envelope("recorded", number, name, body, skip_session)
-            sealed = self._signer.seal(room.channel_bytes, envelope)
+            sealed = self._signer.seal(keys.channel_bytes, envelope)
             try:
                 answer = await self._line.run_script(
                     _PUBLISH,
-                    (room.head, room.log, room.channel),
+                    (keys.head, keys.log, keys.channel),
                     sealed,
                     _new_epoch(),
                     self._deadline_ms(),
@@ -104,33 +102,39 @@ class RoomLog:
             return Position(epoch, int(offset))
         raise ClusterUnavailable()
 
-    async def read(self, call_id: UUID, start: int | None = None) -> tuple[Head, list[Arrival]]:
+    async def read(self, keys: LogKeys, start: int | None = None) -> tuple[Head, list[Arrival]]:
         """Where the log stands, and its entries from the offset `start` on; without one, only the last entry."""
-        room = self._keys.room(call_id)
         first = "-" if start is None else start
         try:
             epoch, offset, found = await self._line.run_script(
-                _READ, (room.head, room.log), _new_epoch(), first, LOG_EVENTS + 1, budget_s=READ_S
+                _READ, (keys.head, keys.log), _new_epoch(), first, LOG_EVENTS + 1, budget_s=READ_S
             )
         except (LinkLost, ServerRefused) as error:
             raise ClusterUnavailable() from error
         head = Head(epoch.decode(), int(offset))
         arrivals: list[Arrival] = []
         for wire in found:
-            opened = self._signer.open(room.channel_bytes, wire)
+            opened = self._signer.open(keys.channel_bytes, wire)
             if opened is None or opened[0] is None or opened[1].kind != "recorded" or opened[0].epoch != head.epoch:
                 self._counters.unverified += 1
                 continue
             arrivals.append((opened[0], opened[1]))
         return head, arrivals
 
-    async def begin_anew(self, call_id: UUID, incomplete: str) -> None:
-        """A new epoch, unless the room already left the `incomplete` one ('' for whichever it is in)."""
-        room = self._keys.room(call_id)
-        marker = self._signer.seal(room.channel_bytes, self.envelope("reset", self.next_number(), "", b""))
-        arguments: tuple[Any, ...] = (incomplete, _new_epoch(), marker, self._deadline_ms())
+    async def leave_epoch(self, keys: LogKeys, incomplete: str) -> None:
+        """A new epoch, unless the log has already left the `incomplete` one."""
+        await self._begin_anew(keys, incomplete)
+
+    async def begin_anew(self, keys: LogKeys, age_s: float) -> None:
+        """A new epoch, unless one has begun since an event that the log lacks happened, `age_s` ago."""
+        # By its age: Redis' clock after a failover need not be the one that we knew when it happened.
+        await self._begin_anew(keys, "", int(age_s * 1000) + 1)
+
+    async def _begin_anew(self, keys: LogKeys, incomplete: str, *age_ms: int) -> None:
+        marker = self._signer.seal(keys.channel_bytes, self.envelope("reset", self.next_number(), "", b""))
+        arguments: tuple[Any, ...] = (incomplete, _new_epoch(), marker, self._deadline_ms(), *age_ms)
         try:
-            await self._line.run_script(_RESET, (room.head, room.log, room.channel), *arguments, budget_s=TELL_S)
+            await self._line.run_script(_RESET, (keys.head, keys.log, keys.channel), *arguments, budget_s=TELL_S)
         except ServerRefused as error:
             if error.code == "FENCED":
                 await self._renew()

@@ -26,10 +26,24 @@ class Server(msgspec.Struct, frozen=True):
     region: str
 
 
+class UserPosition(msgspec.Struct, frozen=True):
+    """A place in the log of what is meant for a user."""
+
+    epoch: str
+    offset: int
+
+
 class Recovery(msgspec.Struct, frozen=True):
-    """How long after a break the events of a room can be had again."""
+    """How what happened during a break can be had again.
+
+    `window_s`: for how long. `user`: up to where the events for you as a person have been heard; null where that is not
+    known. After a break connect with `user_since: "epoch:offset"` of the last one you heard in `auth`: `recovered` then
+    says whether the missed ones follow, all of them and in order; if not, ask for what you need anew.
+    """
 
     window_s: int
+    user: UserPosition | None
+    recovered: bool | msgspec.UnsetType = msgspec.UNSET
 
 
 class SessionReady(Event, frozen=True):
@@ -56,6 +70,15 @@ class SessionExpiring(Event, frozen=True):
     recorded: ClassVar[bool] = False
 
     expires_at: datetime
+
+
+class SessionResynced(Event, frozen=True):
+    """Events for you as a person were missed for good: ask for what you need anew. `position`: go on from here."""
+
+    name: ClassVar[str] = "session:resynced"
+    recorded: ClassVar[bool] = False
+
+    position: UserPosition | None
 
 
 class SessionClosing(Event, frozen=True):

@@ -23,6 +23,7 @@ class Ear:
     users: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
     controls: list[dict[str, Any]] = field(default_factory=list)
     resyncs: list[UUID] = field(default_factory=list)
+    user_resyncs: list[str] = field(default_factory=list)
     flags: list[bool] = field(default_factory=list)
 
     def deliver_room(
@@ -44,6 +45,9 @@ class Ear:
 
     def resynced(self, call_id: UUID) -> None:
         self.resyncs.append(call_id)
+
+    def resynced_user(self, tenant_id: UUID, user_id: str) -> None:
+        self.user_resyncs.append(user_id)
 
     def degraded(self, on: bool) -> None:
         self.flags.append(on)

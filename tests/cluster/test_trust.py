@@ -112,7 +112,7 @@ async def test_replayed_ephemeral_user_and_control_messages_are_dropped(open_nod
 
     b.bus._hearing.message = listen  # type: ignore[method-assign]
     await a.bus.to_room(call_id, "chat:typing", {"text": "…"}, recorded=False)
-    await a.bus.to_user(tenant_id, "anna", "invite:received", {})
+    await a.bus.to_user(tenant_id, "anna", "invite:received", {}, recorded=False)
     await a.bus.control("b", {"do": "it"})
     await until(lambda: bool(ear_b.events and ear_b.users and ear_b.controls))
     for channel, wire in list(heard):

@@ -66,6 +66,23 @@ async def test_what_is_for_a_user_reaches_their_sessions_on_all_nodes(nodes: tup
         assert [name for name, _ in await heard] == ["invite:received"] * 2
 
 
+async def test_what_was_said_to_a_user_between_two_nodes_is_heard_on_the_second(nodes: tuple[Node, Node]) -> None:
+    bus = nodes[0].hub.bus
+    async with raw(nodes[0].socket_url, token="good:ada") as ada:
+        await bus.to_user(TENANT, "ada", "invite:received", {"n": 1})
+        _, heard = await ada.event()
+    for number in (2, 3):
+        await bus.to_user(TENANT, "ada", "invite:received", {"n": number})
+    since = f"{heard['epoch']}:{heard['offset']}"
+    async with raw(nodes[1].socket_url, token="good:ada", user_since=since) as again:
+        assert again.ready["recovery"]["recovered"] is True
+        await bus.to_user(TENANT, "ada", "invite:received", {"n": 4})
+        events = [(await again.event())[1] for _ in range(3)]
+        assert [(event["n"], event["offset"]) for event in events] == [(n, n) for n in (2, 3, 4)]
+        assert {event["epoch"] for event in events} == {heard["epoch"]}
+        await again.silence()
+
+
 async def test_one_node_puts_a_session_of_another_out_of_a_room(nodes: tuple[Node, Node]) -> None:
     call_id = uuid4()
     async with raw(nodes[1].socket_url, token="good:bob") as bob:

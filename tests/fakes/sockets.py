@@ -14,7 +14,7 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
-from hub.cluster import Cluster
+from hub.cluster import Cluster, Direct
 from hub.commands import Commands, Empty, Event, Rate
 from hub.context import Actor, Context, Hub, Position, RosterEntry, Rules
 from hub.dispatch import Dispatcher
@@ -196,6 +196,7 @@ class FakeBus:
         self.rooms: set[UUID] = set()
         self.users: set[tuple[UUID, str]] = set()
         self.logs: dict[UUID, list[tuple[str, bytes]]] = {}
+        self.direct: dict[tuple[UUID, str], list[Direct]] = {}
         self.down = False
         self.epoch = "e1"
 
@@ -225,9 +226,21 @@ class FakeBus:
             )
         return None if offset is None else Position(self.epoch, offset)
 
-    async def to_user(self, tenant_id: UUID, user_id: str, name: str, payload: Any) -> None:
+    async def to_user(self, tenant_id: UUID, user_id: str, name: str, payload: Any) -> Position:
+        log = self.direct.setdefault((tenant_id, user_id), [])
+        body = {"epoch": self.epoch, "offset": len(log) + 1, **msgspec.to_builtins(payload)}
+        log.append(Direct(name, msgspec.json.encode(body)))
         if (tenant_id, user_id) in self.users and self.edge is not None:
-            self.edge.deliver_user(tenant_id, user_id, name, msgspec.json.encode(payload))
+            self.edge.deliver_user(tenant_id, user_id, name, log[-1].data)
+        return Position(self.epoch, len(log))
+
+    def position_of_user(self, tenant_id: UUID, user_id: str) -> Position | None:
+        user = (tenant_id, user_id)
+        return Position(self.epoch, len(self.direct.get(user, ()))) if user in self.users else None
+
+    async def missed_by_user(self, tenant_id: UUID, user_id: str, since: Position) -> list[Direct] | None:
+        log = self.direct.get((tenant_id, user_id), [])
+        return log[since.offset :] if since.epoch == self.epoch and since.offset <= len(log) else None
 
     async def position(self, call_id: UUID) -> Position:
         return Position(self.epoch, len(self.logs.get(call_id, ())))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 from uuid import UUID
 
@@ -24,8 +24,10 @@ class UserSubscriptions(Protocol):
 class Audience:
     """`expect` a user before its session is told that it is in, `forget` it once for each time it was expected."""
 
-    def __init__(self, subscriptions: UserSubscriptions, chores: Chores) -> None:
+    def __init__(self, subscriptions: UserSubscriptions, chores: Chores, made_up: Callable[[UUID, str], None]) -> None:
+        """`made_up` hears of users who are heard only now: what was said to them before may be lost to them."""
         self._subscriptions = subscriptions
+        self._made_up = made_up
         self._chores = chores
         self._expected: dict[User, int] = {}
         self._opening: dict[User, asyncio.Future[None]] = {}
@@ -70,5 +72,7 @@ class Audience:
     async def _make_up(self, user: User) -> None:
         if user in self._expected:
             await self._subscriptions.subscribe_user(*user)
-            if user not in self._expected:
+            if user in self._expected:
+                self._made_up(*user)
+            else:
                 self._subscriptions.unsubscribe_user(*user)

@@ -12,7 +12,7 @@ import random
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from datetime import UTC
 from typing import Any, Protocol
 from uuid import UUID
@@ -20,14 +20,23 @@ from uuid import UUID
 import msgspec
 import structlog
 from aiohttp import hdrs, web
+from msgspec import UNSET, UnsetType
 
 from hub import metrics
 from hub.commands import Event
-from hub.context import Hub, RosterEntry
+from hub.context import Hub, Position, RosterEntry
 from hub.dispatch import Dispatcher
 from hub.protocol import errors
 from hub.protocol.errors import HubError
-from hub.protocol.notices import Recovery, ServerDegraded, ServerDraining, SessionReady, You
+from hub.protocol.notices import (
+    Recovery,
+    ServerDegraded,
+    ServerDraining,
+    SessionReady,
+    SessionResynced,
+    UserPosition,
+    You,
+)
 from hub.protocol.notices import Server as ServerView
 from hub.protocol.rooms import RoomEnded
 from hub.transport.address import client_address, networks
@@ -60,8 +69,20 @@ _SLICE = 500
 _LEAVING = 100
 
 
+class Missed(Protocol):
+    """An event that was meant for a user, as it would have been heard."""
+
+    @property
+    def event(self) -> str: ...
+    @property
+    def data(self) -> bytes: ...
+
+
 class Subscriptions(RoomSubscriptions, UserSubscriptions, Protocol):
     """The bus, as a node that has sockets uses it."""
+
+    def position_of_user(self, tenant_id: UUID, user_id: str) -> Position | None: ...
+    async def missed_by_user(self, tenant_id: UUID, user_id: str, since: Position) -> Sequence[Missed] | None: ...
 
 
 class Register(Protocol):
@@ -97,10 +118,10 @@ class Edge:
         self._features = list(self.options.features)
         self._published = self.options.published()
         self._server = ServerView(self.options.version, hub.node_id, self.options.region)
-        self._recovery = Recovery(hub.rules.recovery_window_s)
         self._sessions: dict[str, Session] = {}
         self._chores = Chores()
-        self._audience = Audience(subscriptions, self._chores)
+        self._subscriptions = subscriptions
+        self._audience = Audience(subscriptions, self._chores, self.resynced_user)
         self.attendance = Attendance(hub, self.rooms, subscriptions, self._chores)
         self._packets = Packets(
             dispatcher, hub, self._admission, self.options, self.attendance, self._enter, self._spawn
@@ -210,6 +231,11 @@ class Edge:
     def resynced(self, call_id: UUID) -> None:
         body = msgspec.json.encode({"call_id": call_id})
         self.rooms.deliver(call_id, None, "", "room:resynced", body)
+
+    def resynced_user(self, tenant_id: UUID, user_id: str) -> None:
+        event = SessionResynced(_view(self._subscriptions.position_of_user(tenant_id, user_id)))
+        for session in self._audience.of((tenant_id, user_id)):
+            session.tell(event)
 
     def degraded(self, on: bool) -> None:
         event = ServerDegraded(["cluster"] if on else [])
@@ -386,17 +412,24 @@ class Edge:
 
     # Sessions
 
-    async def _enter(self, session: Session) -> None:
+    async def _enter(self, session: Session, since: Position | None) -> None:
         """First the ear for what is said to the user, then the news that it is in: so nothing falls between."""
         await self._audience.expect(session.user)
         if session.socket.open:
-            self._welcome(session)
+            self._welcome(session, since, missed)
         else:
             self._audience.forget(session.user)
             self._admission.leave(session.user)
+        missed = await self._missed(session, since) if since is not None else None
 
-    def _welcome(self, session: Session) -> None:
-        """CONNECT and `session:ready` in one write; whatever else is due to it comes after."""
+    async def _missed(self, session: Session, since: Position) -> Sequence[Missed] | None:
+        try:
+            return await self._subscriptions.missed_by_user(*session.user, since)
+        except HubError:
+            return None
+
+    def _welcome(self, session: Session, since: Position | None, missed: Sequence[Missed] | None) -> None:
+        """CONNECT, `session:ready` and what the user missed in one write; whatever else is due to it comes after."""
         socket = session.socket
         socket.settled()
         socket.session = session
@@ -409,10 +442,13 @@ class Edge:
         session.watch_expiry()
         sid = self.server.manager.connect(socket.sid, "/")
         codec = socket.codec
-        socket.write(codec.connect(sid) + codec.event(SessionReady.name, self._ready(session)), 2)
+        recovered = missed is not None if since is not None else UNSET
+        ready = codec.event(SessionReady.name, self._ready(session, recovered))
+        late = [codec.event_json(one.event, one.data) for one in missed or ()]
+        socket.write(codec.connect(sid) + ready + b"".join(late), 2 + len(late))
         log.info("session_started", session_id=session.id, user_id=session.actor.user_id, client=session.client)
 
-    def _ready(self, session: Session) -> SessionReady:
+    def _ready(self, session: Session, recovered: bool | UnsetType) -> SessionReady:
         actor = session.actor
         return SessionReady(
             session_id=session.id,
@@ -423,7 +459,11 @@ class Edge:
             server=self._server,
             token_expires_at=actor.expires_at.astimezone(UTC),
             server_time=self._hub.clock().astimezone(UTC),
-            recovery=self._recovery,
+            recovery=Recovery(
+                self._hub.rules.recovery_window_s,
+                _view(self._subscriptions.position_of_user(*session.user)),
+                recovered,
+            ),
         )
 
 
@@ -432,5 +472,9 @@ def _refused(refusal: HubError) -> web.Response:
         # Codes of sockets; as an HTTP status a stock client tries again after either.
         response = problem(refusal, secrets.token_hex(8))
         response.set_status(503 if isinstance(refusal, errors.ServerBusy) else 429)
+def _view(position: Position | None) -> UserPosition | None:
+    return UserPosition(position.epoch, position.offset) if position is not None else None
+
+
         return response
     return problem(refusal, secrets.token_hex(8))

@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl
 import msgspec
 from aiohttp import web
 
+from hub.context import Position
 from hub.protocol import errors
 from hub.transport.socketio.codec import Codec, Json, Msgpack
 
@@ -20,6 +21,7 @@ PROTOCOL: Final = "1"
 PATHS: Final = ("/socket.io/", "/socket.io")
 _TOKEN_PARAMETERS = ("token", "access_token", "auth", "jwt")
 _DEVICE = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_POSITION = re.compile(r"[A-Za-z0-9]{1,64}:[0-9]{1,15}")
 _FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _TARGET = re.compile(r"[\x21-\x7e]+")
@@ -47,6 +49,8 @@ class Auth(msgspec.Struct, frozen=True):
     client: str
     device_id: str | None
     locale: str | None
+    # Up to where the client has heard what is meant for its user.
+    user_since: Position | None
 
 
 def read(head: bytes, address: str) -> Request | None:
@@ -133,7 +137,8 @@ def auth(data: Any) -> Auth:
     if not isinstance(data, dict) or not data.get("token"):
         raise errors.TokenMissing()
     if not all(
-        isinstance(data.get(name), str | None) for name in ("token", "protocol", "client", "device_id", "locale")
+        isinstance(data.get(name), str | None)
+        for name in ("token", "protocol", "client", "device_id", "locale", "user_since")
     ):
         raise errors.ProtocolUnsupported("auth is a flat map of strings")
     if data.get("protocol", PROTOCOL) != PROTOCOL:
@@ -141,5 +146,18 @@ def auth(data: Any) -> Auth:
     device_id = data.get("device_id")
     if device_id is not None and not _DEVICE.fullmatch(device_id):
         raise errors.ProtocolUnsupported("device_id is 1 to 64 letters, digits, dots, dashes and underscores")
-    locale = data.get("locale")
-    return Auth(data["token"], (data.get("client") or "")[:64], device_id, locale[:35] if locale else None)
+    locale, since = data.get("locale"), data.get("user_since")
+    if since is not None and not _POSITION.fullmatch(since):
+        raise errors.ProtocolUnsupported("user_since is epoch:offset, as in session:ready")
+    return Auth(
+        data["token"],
+        (data.get("client") or "")[:64],
+        device_id,
+        locale[:35] if locale else None,
+        _position(since) if since else None,
+    )
+
+
+def _position(text: str) -> Position:
+    epoch, _, offset = text.partition(":")
+    return Position(epoch, int(offset))

@@ -11,7 +11,7 @@ import msgspec
 import structlog
 
 from hub import eager, metrics
-from hub.context import Actor, Context, Hub
+from hub.context import Actor, Context, Hub, Position
 from hub.dispatch import Ack, Dispatcher
 from hub.protocol import errors
 from hub.protocol.errors import FieldError, HubError
@@ -50,7 +50,7 @@ class Packets:
         admission: Admission,
         options: EdgeOptions,
         home: Home,
-        enter: Callable[[Session], Coroutine[Any, Any, None]],
+        enter: Callable[[Session, Position | None], Coroutine[Any, Any, None]],
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
         self._dispatcher = dispatcher
@@ -171,7 +171,7 @@ class Packets:
             device_id=auth.device_id,
             locale=auth.locale,
         )
-        await self._enter(session)
+        await self._enter(session, auth.user_since)
 
     async def _verify(self, socket: Socket, token: str) -> Actor:
         try:
