@@ -94,6 +94,21 @@ async def test_text_that_only_looks_like_an_escape_is_fine(hub: Node) -> None:
     assert (await hub.person("ann").do("room:get", call_id=call_id)).metadata == {"path": "C:\\u0000"}
 
 
+@pytest.mark.parametrize("number", [1e18, 9.2e18, 1e-30, 2**63 - 1, 0.1, 1e20, 1e308])
+async def test_what_was_small_when_it_came_is_small_for_ever(hub: Node, number: float) -> None:
+    """What counts against the limit is what the database gives back, or nothing that grows on the way is taken."""
+    ann = hub.person("ann")
+    given = {"x": [number] * (8000 // (len(msgspec.json.encode(number)) + 1))}
+    try:
+        call_id = await ann.room(metadata=given)
+    except ValidationFailed as refusal:
+        assert refusal.errors[0].path.startswith("metadata") and number >= 1e18
+        return
+    kept = msgspec.json.encode((await ann.do("room:get", call_id=call_id)).metadata)
+    assert len(kept) <= min(8192, 2 * len(msgspec.json.encode(given)))
+    assert await hub.value("SELECT octet_length(metadata::text) FROM calls") <= 8 * 8192
+
+
 async def test_without_livekit_there_is_no_call(hub: Node) -> None:
     """S-037, S-043: LiveKit down: refused, and no row."""
     await hub.livekit.crash()
