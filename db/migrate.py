@@ -51,6 +51,10 @@ _APPLIED = "SELECT version, name, checksum, applied_at FROM migrations_applied()
 _RECORD = "INSERT INTO schema_migrations (version, name, checksum, duration_ms) VALUES ($1, $2, $3, $4)"
 
 
+State = Literal["applied", "pending", "edited", "missing", "late", "newer"]
+"""`newer`: applied by a later version of the code, which has files that we do not know. `missing`: a file is gone."""
+
+
 class Migration(msgspec.Struct, frozen=True):
     """One file. `sql` is what is sent: as long as the file, so that positions in it are positions in the file."""
 
@@ -71,7 +75,7 @@ class Applied(msgspec.Struct, frozen=True):
 class Status(msgspec.Struct, frozen=True):
     version: int
     name: str
-    state: Literal["applied", "pending", "edited", "missing", "late"]
+    state: State
     applied_at: datetime | None
 
 
@@ -126,40 +130,56 @@ async def up(
 async def status(dsn: str, *, directory: Path = FILES) -> list[Status]:
     """What became of each migration, in order. Any role may ask."""
     async with _connected(dsn) as connection:
-        return _compare(await asyncio.to_thread(read, directory), await _read_applied(connection))
+        return await _look(connection, directory)
 
 
 async def check(dsn: str, *, directory: Path = FILES) -> list[str]:
     """What keeps this database from being up to date, in words; empty when nothing does."""
     async with _connected(dsn) as connection:
-        return await problems(connection, directory=directory)
+        return _told(await _look(connection, directory), but=("applied",))
 
 
 async def problems(tx: Transaction, *, directory: Path = FILES) -> list[str]:
-    """`check` on a connection that is already there."""
-    found = _compare(await asyncio.to_thread(read, directory), await _read_applied(tx))
-    return [f"{entry.name}: {entry.state}" for entry in found if entry.state != "applied"]
+    """`check` on a connection that is already there, but for what a newer version applied: migrations leave the code
+    before them working, and its nodes must be able to start again while they are replaced one by one."""
+    return _told(await _look(tx, directory), but=("applied", "newer"))
+
+
+async def newer(tx: Transaction, *, directory: Path = FILES) -> list[str]:
+    """The names of what a newer version applied."""
+    return [entry.name for entry in await _look(tx, directory) if entry.state == "newer"]
+
+
+async def _look(tx: Transaction, directory: Path) -> list[Status]:
+    return _compare(await asyncio.to_thread(read, directory), await _read_applied(tx))
+
+
+def _told(found: list[Status], *, but: tuple[State, ...]) -> list[str]:
+    return [f"{entry.name}: {entry.state}" for entry in found if entry.state not in but]
 
 
 def _compare(migrations: list[Migration], applied: list[Applied]) -> list[Status]:
     by_version = {entry.version: entry for entry in applied}
-    newest = max(by_version, default=0)
+    newest, newest_file = max(by_version, default=0), migrations[-1].version
     found: list[Status] = []
     for migration in migrations:
         entry = by_version.pop(migration.version, None)
         if entry is None:
-            state: Literal["pending", "late"] = "late" if migration.version < newest else "pending"
+            state: State = "late" if migration.version < newest else "pending"
             found.append(Status(migration.version, migration.name, state, None))
         else:
             same = entry.checksum == migration.checksum and entry.name == migration.name
             found.append(Status(migration.version, migration.name, "applied" if same else "edited", entry.applied_at))
-    found += [Status(entry.version, entry.name, "missing", entry.applied_at) for entry in by_version.values()]
+    for entry in by_version.values():
+        state = "newer" if entry.version > newest_file else "missing"
+        found.append(Status(entry.version, entry.name, state, entry.applied_at))
     return sorted(found, key=lambda entry: entry.version)
 
 
 _REFUSALS = {
     "edited": "was edited (or renamed) after it had been applied; put it back and write a new migration",
-    "missing": "was applied and its file is gone; this code is older than the database",
+    "missing": "was applied and its file is gone; put it back",
+    "newer": "was applied by a newer version; this code is older than the database",
     "late": "has a lower number than one that is applied already; give it the next free number",
 }
 

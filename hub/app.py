@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -33,6 +34,7 @@ from hub.background.tidy import Tidy
 from hub.cluster import Cluster
 from hub.cluster.lock import Leadership
 from hub.cluster.sessions import SessionInfo
+from hub.commands import Commands
 from hub.context import Reconciliation, Rules
 from hub.dispatch import Dispatcher
 from hub.media.livekit import LiveKit
@@ -58,6 +60,14 @@ _STATEMENT_S = 1.0
 
 class CannotServe(Exception):
     """The node refuses to start; the text is one line that says why."""
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The generated contract, ready to be served."""
+
+    openapi: dict[str, Any]
+    asyncapi: dict[str, Any]
 
 
 class Node:
@@ -193,7 +203,11 @@ async def serve(settings: Settings, *, on_ready: Callable[[], None] = lambda: No
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
     try:
-        async with open_node(settings) as node, _serving(node):
+        # Half a second of computing: before there are connections whose deadlines it would pass.
+        commands = all_commands()
+        documents = Documents(contract.openapi(commands), contract.asyncapi(commands))
+        _tune_collector()
+        async with open_node(settings) as node, _serving(node, commands, documents):
             on_ready()
             log.info("serving", listen=str(settings.listen), region=settings.region)
             await stop.wait()
@@ -222,10 +236,10 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
 
 
 @asynccontextmanager
-async def _serving(node: Node) -> AsyncIterator[None]:
+async def _serving(node: Node, commands: Commands, documents: Documents) -> AsyncIterator[None]:
     """Open the doors and run the loops; on the way out, drain."""
     settings = node.settings
-    dispatcher = Dispatcher(all_commands(), node, authorize)
+    dispatcher = Dispatcher(commands, node, authorize)
     edge = Edge(
         dispatcher=dispatcher,
         hub=node,
@@ -249,7 +263,7 @@ async def _serving(node: Node) -> AsyncIterator[None]:
     rest.setup(public, dispatcher, node)
     webhook.setup(public, verify=node.media.verify_webhook, db=node.db, wake=inbox.wake.set)
     health.setup(public, checks)
-    docs.setup(public, contract.openapi(dispatcher.commands), contract.asyncapi(dispatcher.commands))
+    docs.setup(public, documents.openapi, documents.asyncapi)
     edge.attach(public)
     works = [
         edge.run(),
@@ -272,7 +286,6 @@ async def _serving(node: Node) -> AsyncIterator[None]:
                 _listening(public, settings.listen, "AURALINK_LISTEN", edge),
                 _listening(health.internal_app(checks), settings.internal_listen, "AURALINK_INTERNAL_LISTEN"),
             ):
-                _tune_collector()
                 try:
                     yield
                 finally:
@@ -341,14 +354,17 @@ async def open_database(settings: Settings, *, wait_s: float = 0.0) -> AsyncIter
 
 
 async def _check_database(db: Database) -> None:
-    """A hub that row level security does not hold, or whose schema is another version's, must not serve."""
+    """A hub that row level security does not hold, or whose schema is not there yet, must not serve."""
     try:
         async with db.system() as tx:
             problems = await posture.check(tx) or await migrate.problems(tx)
+            newer = await migrate.newer(tx)
     except DatabaseUnavailable as error:
         raise CannotServe(f"DATABASE_URL: {error}") from None
     if problems:
         raise CannotServe(f"DATABASE_URL: {'; '.join(problems[:3])}")
+    if newer:
+        log.warning("database_is_newer", migrations=newer)
 
 
 def make_tokens(settings: Settings) -> Tokens:

@@ -114,6 +114,24 @@ async def test_a_missing_a_late_and_a_doubled_file_are_refused(owner: str, files
         await migrate.up(owner, directory=files)
 
 
+async def test_what_a_newer_version_applied_keeps_no_old_node_from_starting(owner: str, files: Path) -> None:
+    """Nodes are replaced one by one after `migrate up`; a file that is gone from the middle is another thing."""
+    (files / "003_three.sql").write_text("CREATE TABLE three (id integer);\n")
+    await migrate.up(owner, directory=files)
+    (files / "003_three.sql").unlink()
+    connection = await asyncpg.connect(owner)
+    try:
+        assert await migrate.problems(connection, directory=files) == []
+        assert await migrate.newer(connection, directory=files) == ["003_three.sql"]
+        assert await migrate.check(owner, directory=files) == ["003_three.sql: newer"]
+        with pytest.raises(MigrationError, match=r"003_three\.sql was applied by a newer version"):
+            await migrate.up(owner, directory=files)
+        (files / "001_one.sql").unlink()
+        assert await migrate.problems(connection, directory=files) == ["001_one.sql: missing"]
+    finally:
+        await connection.close()
+
+
 async def test_a_failing_file_leaves_nothing_behind_and_says_where(owner: str, files: Path) -> None:
     (files / "003_bad.sql").write_text(
         "BEGIN;\nCREATE TABLE three (id integer);\n\nSELECT nothing FROM nowhere;\nCOMMIT;\n"

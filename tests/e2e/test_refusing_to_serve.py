@@ -6,6 +6,8 @@ import asyncio
 import sys
 from collections.abc import Callable
 
+import aiohttp
+import asyncpg
 import pytest
 
 from db import migrate
@@ -62,6 +64,37 @@ async def test_nobody_serves_a_database_without_the_migrations(
     await migrate.bootstrap(postgres.dsn(), env_name, owner_password=OWNER_PASSWORD, app_password=APP_PASSWORD)
     line = await refusal({**environ, "DATABASE_URL": postgres.dsn("hub_app", env_name, password=APP_PASSWORD)})
     assert "migrat" in line
+
+
+async def test_a_node_starts_on_a_database_that_is_newer(environ: dict[str, str], database: TestDatabase) -> None:
+    """`migrate up` comes before the new nodes, and an old one may have to restart in between."""
+    connection = await asyncpg.connect(database.owner_dsn)
+    try:
+        await connection.execute(
+            "INSERT INTO schema_migrations (version, name, checksum, duration_ms) VALUES (999, '999_later.sql', '', 0)"
+        )
+    finally:
+        await connection.close()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "hub", "serve"), cwd=ROOT, env=environ, stdout=asyncio.subprocess.DEVNULL
+    )
+    try:
+        async with asyncio.timeout(30), aiohttp.ClientSession() as client:
+            while not await _serves(client, environ["AURALINK_LISTEN"]):
+                assert process.returncode is None
+                await asyncio.sleep(0.1)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def _serves(client: aiohttp.ClientSession, listen: str) -> bool:
+    try:
+        async with client.get(f"http://{listen}/livez") as answer:
+            return answer.status == 200
+    except aiohttp.ClientError:
+        return False
 
 
 _BAD: list[tuple[str, Callable[[dict[str, str]], dict[str, str]], str]] = [
