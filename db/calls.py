@@ -220,6 +220,9 @@ WITH mine AS (
        AND ($6::text IS NULL OR c.status = $6)
        AND ($7::text IS NULL OR c.call_type = $7)
        AND ($8::text IS NULL OR position(lower($8) IN lower(c.name)) > 0)
+       AND ($10::timestamptz IS NULL OR c.owner_id = $1 OR NOT EXISTS (
+            SELECT FROM call_bans b
+            WHERE b.call_id = p.call_id AND b.user_id = $1 AND (b.expires_at IS NULL OR b.expires_at > $10)))
      ORDER BY p.call_created_at DESC, p.call_id DESC LIMIT $9))
 SELECT {COLUMNS} FROM calls WHERE id IN (SELECT id FROM mine) ORDER BY created_at DESC, id DESC LIMIT $9
 """
@@ -245,12 +248,13 @@ async def page(
     created_before: datetime | None = None,
     text: str | None = None,
     after: tuple[datetime, str | UUID] | None = None,
+    not_banned_at: datetime | None = None,
     limit: int,
 ) -> list[Call]:
     """Calls newest first, older than `after`, the (created_at, id) of the last one of the page before.
 
-    `user_id`: calls that person owns or has a part in; None: the whole tenant's. Raises ValueError where the id in
-    `after` is no UUID.
+    `user_id`: calls that person owns or has a part in, without those of others that they are banned from
+    `not_banned_at` that time; None: the whole tenant's. Raises ValueError where the id in `after` is no UUID.
     """
     at, last = after or (None, None)
     if isinstance(last, str):
@@ -259,7 +263,7 @@ async def page(
     if user_id is None:
         rows = await tx.fetch(PAGE_OF_TENANT, *filters)
     else:
-        rows = await tx.fetch(PAGE_OF_USER, user_id, *filters)
+        rows = await tx.fetch(PAGE_OF_USER, user_id, *filters, not_banned_at)
     return [Call(*row) for row in rows]
 
 

@@ -140,6 +140,8 @@ async def list_(ctx: Context, message: ListRooms) -> RoomPage:
             created_before=_in_utc("to", message.to),
             text=message.q,
             after=pages.row(message.cursor),
+            # As `room:get` has it: to whom a call is closed it is not shown.
+            not_banned_at=None if ctx.actor.admin else ctx.now(),
             limit=message.limit + 1,
         )
     return page(found, message.limit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -178,10 +179,19 @@ async def test_a_ban_holds_until_it_is_lifted(call: Call) -> None:
         await call.hub.person("bob").do("room:token", call_id=call.id)
     with pytest.raises(Banned):
         await call.hub.person("bob").do("room:token", call_id=call.id, device_id="phone")
+    assert await _listed(call, "bob") == [] and await _listed(call, "mod") == [call.id] == await _listed(call, "ann")
+    call.hub.ahead = timedelta(seconds=61)
+    assert await _listed(call, "bob") == [call.id]
+    call.hub.ahead = timedelta()
     await ann.do("participant:unban", call_id=call.id, user_id="bob")
+    assert await _listed(call, "bob") == [call.id]
     await bob.join(call.id)
     with pytest.raises(NotFound):
         await ann.do("participant:unban", call_id=call.id, user_id="bob")
+
+
+async def _listed(call: Call, user_id: str) -> list[UUID]:
+    return [each.call_id for each in (await call.hub.person(user_id).do("room:list")).items]
 
 
 async def test_a_kick_takes_all_devices(call: Call) -> None:

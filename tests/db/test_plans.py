@@ -140,6 +140,7 @@ async def _scans(tx: Transaction) -> dict[str, int]:
 _LATER = NOW + timedelta(days=9999)
 _RUNS: dict[str, Callable[[Transaction], Awaitable[Any]]] = {
     "GET /rooms": lambda tx: calls.page(tx, user_id="user7", limit=50),
+    "GET /rooms, bans": lambda tx: calls.page(tx, user_id="user7", not_banned_at=_LATER, limit=50),
     "GET /rooms?status=": lambda tx: calls.page(tx, user_id="user7", status="ended", limit=50),
     "GET /rooms?q=": lambda tx: calls.page(tx, user_id="user7", text="call", limit=50),
     "GET /rooms?cursor=": lambda tx: calls.page(tx, user_id="user7", after=(_LATER, _CALL), limit=50),
