@@ -64,7 +64,8 @@ class Dispatcher:
         self.commands = commands
         self._hub = hub
         self._authorize = authorize
-        self._buckets: OrderedDict[tuple[UUID, str, str], Bucket] = OrderedDict()
+        self._by_name = {command.name: command for command in commands}
+        self._buckets: OrderedDict[tuple[int, str, str], Bucket] = OrderedDict()
         # Of commands whose JSON can become the message without becoming a dict before.
         self._decoders = {
             command.name: msgspec.json.Decoder(command.message) for command in commands if closed(command.message)
@@ -75,52 +76,34 @@ class Dispatcher:
 
         `payload`: decoded, or the JSON itself, valid and not nested too deep, as `msgspec.Raw`.
         """
-        command = self.commands.get(name)
+        command = self._by_name.get(name)
+        if command is None or not command.socket:
+            return Ack(
+                ok=False, error=errors.UnknownEvent(f"there is no command {name[:64]!r}").problem(ctx.request_id)
+            )
+        started = time.perf_counter()
         try:
-            if command is None or not command.socket:
-                raise errors.UnknownEvent(f"there is no command {name[:64]!r}")
-            answer = await self.run(ctx, command, payload, door="socket")
-        except HubError as refusal:
+            answer = await within(command.deadline_s, self._run(ctx, command, payload))
+        except Exception as error:
+            refusal = _refusal(ctx, command, error)
+            _record(ctx, command, payload, started, "socket", refusal.code)
             return Ack(ok=False, error=refusal.problem(ctx.request_id))
+        _record(ctx, command, payload, started, "socket", "ok")
         return Ack(ok=True, data=answer.data, replayed=answer.replayed)
 
-    async def run(
-        self, ctx: Context, command: Command, payload: Mapping[str, Any] | msgspec.Raw, *, door: str
-    ) -> Answer:
+    async def run(self, ctx: Context, command: Command, payload: Mapping[str, Any], *, door: str) -> Answer:
         """Run `command` for `ctx.actor`. Raises a HubError for any refusal, bugs included (`internal`)."""
         started = time.perf_counter()
-        outcome = "ok"
         try:
-            return await within(command.deadline_s, self._run(ctx, command, payload))
-        except HubError as refusal:
-            outcome = refusal.code
-            raise
-        except db_errors.DatabaseUnavailable as error:
-            outcome = errors.DatabaseUnavailable.code
-            raise errors.DatabaseUnavailable(retry_after_ms=1000) from error
-        except TimeoutError as error:
-            outcome = errors.Timeout.code
-            raise errors.Timeout(f"{command.name} took longer than {command.deadline_s:g} s") from error
+            answer = await within(command.deadline_s, self._run(ctx, command, payload))
         except Exception as error:
-            outcome = errors.Internal.code
-            log.exception("command_crashed", command=command.name, request_id=ctx.request_id)
-            raise errors.Internal() from error
-        finally:
-            elapsed = time.perf_counter() - started
-            metrics.COMMANDS.add(1, command.name, door, outcome)
-            metrics.COMMAND_SECONDS.observe(command.name, elapsed)
-            if _level.isEnabledFor(logging.INFO):
-                log.info(
-                    "command",
-                    command=command.name,
-                    door=door,
-                    outcome=outcome,
-                    ms=round(elapsed * 1000, 2),
-                    request_id=ctx.request_id,
-                    session_id=ctx.session.id if ctx.session else None,
-                    call_id=_call_id(payload),
-                    user_id=ctx.actor.user_id,
-                )
+            refusal = _refusal(ctx, command, error)
+            _record(ctx, command, payload, started, door, refusal.code)
+            if refusal is error:
+                raise
+            raise refusal from error
+        _record(ctx, command, payload, started, door, "ok")
+        return answer
 
     async def _run(self, ctx: Context, command: Command, payload: Mapping[str, Any] | msgspec.Raw) -> Answer:
         wait_ms = await self._shared_wait(ctx, command) if command.rate.shared else self._wait(ctx.actor, command)
@@ -168,7 +151,7 @@ class Dispatcher:
 
     def _wait(self, actor: Actor, command: Command) -> int:
         """Milliseconds; 0 where the command may run now."""
-        key, buckets = (actor.tenant_id, actor.user_id, command.name), self._buckets
+        key, buckets = (actor.tenant_id.int, actor.user_id, command.name), self._buckets
         bucket = buckets.get(key)
         if bucket is None:
             # The oldest bucket goes: one that was not used for 20,000 others is full again, or next to it.
@@ -249,6 +232,38 @@ def decode(message: type[Any], fields: Mapping[str, Any]) -> Any:
         return msgspec.convert(fields, message)
     except msgspec.ValidationError as error:
         raise invalid(str(error)) from None
+
+
+def _refusal(ctx: Context, command: Command, error: Exception) -> HubError:
+    """What the caller is told of `error`."""
+    match error:
+        case HubError():
+            return error
+        case db_errors.DatabaseUnavailable():
+            return errors.DatabaseUnavailable(retry_after_ms=1000)
+        case TimeoutError():
+            return errors.Timeout(f"{command.name} took longer than {command.deadline_s:g} s")
+    log.exception("command_crashed", command=command.name, request_id=ctx.request_id)
+    return errors.Internal()
+
+
+def _record(
+    ctx: Context, command: Command, payload: Mapping[str, Any] | msgspec.Raw, started: float, door: str, outcome: str
+) -> None:
+    elapsed = time.perf_counter() - started
+    metrics.COMMANDS.add(elapsed, (command.name, door, outcome))
+    if _level.isEnabledFor(logging.INFO):
+        log.info(
+            "command",
+            command=command.name,
+            door=door,
+            outcome=outcome,
+            ms=round(elapsed * 1000, 2),
+            request_id=ctx.request_id,
+            session_id=ctx.session.id if ctx.session else None,
+            call_id=_call_id(payload),
+            user_id=ctx.actor.user_id,
+        )
 
 
 def _call_id(payload: Mapping[str, Any] | msgspec.Raw) -> str | None:

@@ -19,7 +19,8 @@ def start(coro: Coroutine[Any, Any, None], spawn: Callable[[Coroutine[Any, Any, 
 
     What the first step raises is raised here. Not to be called from within a task.
     """
-    loop, stand_in = asyncio.get_running_loop(), _StandIn()
+    global _spare
+    loop, stand_in = asyncio.get_running_loop(), _spare
     # Public for implementations of tasks other than asyncio's own (the manual, "Extending").
     asyncio._enter_task(loop, stand_in)  # type: ignore[arg-type]
     try:
@@ -28,6 +29,7 @@ def start(coro: Coroutine[Any, Any, None], spawn: Callable[[Coroutine[Any, Any, 
         return True
     finally:
         asyncio._leave_task(loop, stand_in)  # type: ignore[arg-type]
+    _spare = _StandIn()
     stand_in.task = spawn(_rest(coro, waits_for))
     return False
 
@@ -102,3 +104,7 @@ class _StandIn:
 
     def done(self) -> bool:
         return self.task is not None and self.task.done()
+
+
+# For the next coroutine. Whoever had it before has finished, and cannot be waiting for it any more.
+_spare = _StandIn()

@@ -47,36 +47,48 @@ class Tally:
         yield family
 
 
-class Timing:
-    """A histogram by one label, for the same."""
+class Outcomes:
+    """How often what ended how, and how long it took: a counter and a histogram in one, for the same."""
 
-    def __init__(self, name: str, text: str, label: str) -> None:
-        self._name, self._text, self._label = f"auralink_hub_{name}_seconds", text, label
-        # For each label: how many in each bucket and above the last, and the sum.
-        self._counts: dict[str, list[int]] = {}
+    def __init__(self, name: str, text: str, time_text: str, label: str, *more: str) -> None:
+        self._name, self._label, self._labels = f"auralink_hub_{name}", label, (label, *more)
+        self._text, self._time_text = text, time_text
+        self._counts: dict[tuple[str, ...], int] = {}
+        # How many in each bucket and above the last, and the sum.
+        self._buckets: dict[str, list[int]] = {}
         self._sums: dict[str, float] = {}
         REGISTRY.register(self)
 
-    def observe(self, label: str, seconds: float) -> None:
-        counts = self._counts.get(label)
-        if counts is None:
-            counts = self._counts[label] = [0] * (len(_SECONDS) + 1)
-            self._sums[label] = 0.0
-        counts[bisect_left(_SECONDS, seconds)] += 1
-        self._sums[label] += seconds
+    def add(self, seconds: float, labels: tuple[str, ...]) -> None:
+        counts, name = self._counts, labels[0]
+        counts[labels] = counts.get(labels, 0) + 1
+        buckets = self._buckets.get(name)
+        if buckets is None:
+            buckets = self._buckets[name] = [0] * (len(_SECONDS) + 1)
+            self._sums[name] = 0.0
+        buckets[bisect_left(_SECONDS, seconds)] += 1
+        self._sums[name] += seconds
 
     def collect(self) -> Iterator[Metric]:
-        family = HistogramMetricFamily(self._name, self._text, labels=[self._label])
-        for label, counts in list(self._counts.items()):
+        counter = CounterMetricFamily(f"{self._name}s", self._text, labels=self._labels)
+        for labels, number in list(self._counts.items()):
+            counter.add_metric(labels, number)
+        yield counter
+        histogram = HistogramMetricFamily(f"{self._name}_seconds", self._time_text, labels=[self._label])
+        for name, counts in list(self._buckets.items()):
             buckets, below = [], 0
             for edge, count in zip((*map(str, _SECONDS), "+Inf"), counts, strict=True):
                 below += count
                 buckets.append((edge, below))
-            family.add_metric([label], buckets, self._sums[label])
-        yield family
+            histogram.add_metric([name], buckets, self._sums[name])
+        yield histogram
 
 
-COMMANDS = Tally(
-    "commands", "Commands by name, door and outcome (ok, or the code of the refusal)", "name", "door", "outcome"
+COMMANDS = Outcomes(
+    "command",
+    "Commands by name, door and outcome (ok, or the code of the refusal)",
+    "Time from decode to answer",
+    "name",
+    "door",
+    "outcome",
 )
-COMMAND_SECONDS = Timing("command", "Time from decode to answer", "name")

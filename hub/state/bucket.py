@@ -17,7 +17,8 @@ class Bucket:
     def take(self, now: float) -> int:
         """Take one token at `now` (seconds, monotonic). 0: taken; else the milliseconds until there is one."""
         if self._at is not None:
-            self._tokens = min(self.times, self._tokens + (now - self._at) * self.times / self._per_s)
+            tokens = self._tokens + (now - self._at) * self.times / self._per_s
+            self._tokens = tokens if tokens < self.times else float(self.times)
         self._at = now
         if self._tokens >= 1:
             self._tokens -= 1

@@ -133,3 +133,23 @@ def test_too_much_is_refused_before_it_has_come() -> None:
 def test_a_close_frame_is_handed_on() -> None:
     for payload in (b"", (1000).to_bytes(2, "big"), (4001).to_bytes(2, "big") + b"bye"):
         assert heard(masked(frames.CLOSE, payload)) == [(frames.CLOSE, payload)]
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 125, 126, 127, 65_535, 65_536])
+def test_a_lone_text_is_read_at_once_and_nothing_else_is(size: int) -> None:
+    whole = masked(frames.TEXT, b"x" * size)
+    fits = size < 65_536
+    assert Reader(LIMIT).lone_text(whole) == (b"x" * size if fits else None)
+    for other in (
+        whole + b"\x81", whole[:-1], masked(frames.BINARY, b"x" * size), masked(frames.TEXT, b"x" * size, final=False),
+        masked(frames.TEXT, b"x" * size, reserved=0x40), masked(frames.TEXT, b"x" * size + b"\xc3"),
+        b"\x81", b"\x81\xfe",
+        bytes((0x81, size & 127)) + bytes(4 + size),
+    ):  # fmt: skip
+        assert Reader(LIMIT).lone_text(other) is None
+    behind, within = Reader(LIMIT), Reader(LIMIT)
+    behind.feed(b"\x81")
+    within.feed(masked(frames.TEXT, b"x", final=False))
+    assert within.next() is None
+    assert behind.lone_text(whole) is None and within.lone_text(whole) is None
+    assert Reader(size).lone_text(whole) is None

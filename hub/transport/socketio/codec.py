@@ -21,6 +21,7 @@ CONNECT_ERROR, BINARY_EVENT, BINARY_ACK = packet.CONNECT_ERROR, packet.BINARY_EV
 _ID_DIGITS = 15
 _encode_json = msgspec.json.Encoder().encode
 _decode_json = msgspec.json.Decoder().decode
+_decode_event = msgspec.json.Decoder(tuple[str, msgspec.Raw]).decode
 
 
 class Packet(msgspec.Struct):
@@ -98,6 +99,17 @@ class Json:
             gate.nesting(whole, self._nesting + 1)
             return Packet(kind, namespace, number, whole, attachments)
         return Packet(kind, namespace, number, _decode_json(data[start:]), attachments)
+
+    def plain_event(self, data: bytes) -> tuple[int | None, str, msgspec.Raw] | None:
+        """Ack id, name and payload of `42[<id>]["<name>",<JSON>]`, as nearly all packets are; else None: `decode`."""
+        start = data.find(b"[", 2, 2 + _ID_DIGITS)
+        if start < 0 or data.count(b"[") + data.count(b"{") > self._nesting:
+            return None
+        try:
+            name, payload = _decode_event(data[start:])
+            return (int(data[2:start]) if start > 2 else None), name, payload
+        except (ValueError, RecursionError):
+            return None
 
     def connect(self, sid: str) -> bytes:
         return frames.text(b"40" + _encode_json({"sid": sid}))

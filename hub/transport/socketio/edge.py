@@ -348,7 +348,12 @@ class Edge:
 
     def heard(self, socket: Socket, opcode: int, data: bytes) -> None:
         try:
-            self._packets.heard(socket, opcode, data)
+            if opcode == frames.TEXT:
+                self._packets.text(socket, data)
+            elif opcode == frames.BINARY:
+                self._packets.binary(socket, data)
+            else:
+                self._packets.ping(socket, data)
         except Malformed as refusal:
             CLOSED.labels("malformed").inc()
             log.info("packet_malformed", reason=str(refusal), address=socket.address)

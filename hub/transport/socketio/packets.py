@@ -62,17 +62,20 @@ class Packets:
         self._spawn = spawn
         self.json = Json(options.nesting, options.attachments)
         self.msgpack = Msgpack(options.nesting)
+        # A name that stands here can be no reserved one.
+        self._commands = frozenset(command.name for command in dispatcher.commands)
         self._takes_bytes = frozenset(command.name for command in dispatcher.commands if _has_bytes(command.message))
 
-    def heard(self, socket: Socket, opcode: int, data: bytes) -> None:
-        if opcode == frames.TEXT:
-            self._text(socket, data)
-        elif opcode == frames.BINARY:
-            self._binary(socket, data)
-        elif self.in_time(socket, None):
+    def ping(self, socket: Socket, data: bytes) -> None:
+        if self.in_time(socket, None):
             socket.write(frames.frame(frames.PONG, data))
 
-    def _text(self, socket: Socket, data: bytes) -> None:
+    def text(self, socket: Socket, data: bytes) -> None:
+        if socket.codec is self.json and socket.partial is None and data.startswith(b"42"):
+            event = self.json.plain_event(data)
+            if event is not None and event[1] in self._commands:
+                self._event(socket, *event, len(data))
+                return
         kind = data[:1]
         if kind == b"4" and socket.codec is self.json:
             self._packet(socket, self.json.decode(data[1:]), len(data))
@@ -81,7 +84,7 @@ class Packets:
         elif kind != b"3":
             raise Malformed("not an Engine.IO packet for a WebSocket")
 
-    def _binary(self, socket: Socket, data: bytes) -> None:
+    def binary(self, socket: Socket, data: bytes) -> None:
         if socket.codec is self.msgpack:
             self._packet(socket, self.msgpack.decode(data), len(data))
             return
@@ -90,14 +93,14 @@ class Packets:
             packet, parts = whole
             packet.data = gate.rebuild(packet.data, parts, self._options.nesting + 1)
             packet.foreign = True
-            self._event(socket, packet, sum(map(len, parts)))
+            self._event_packet(socket, packet, sum(map(len, parts)))
 
     def _packet(self, socket: Socket, packet: Packet, size: int) -> None:
         if socket.partial is not None:
             raise Malformed("a packet between a packet and its attachments")
         match packet.kind:
             case codecs.EVENT:
-                self._event(socket, packet, size)
+                self._event_packet(socket, packet, size)
             case codecs.CONNECT:
                 self._connect(socket, packet)
             case codecs.BINARY_EVENT if socket.session is not None and packet.namespace == "/":
@@ -182,35 +185,43 @@ class Packets:
 
     # Commands
 
-    def _event(self, socket: Socket, packet: Packet, size: int) -> None:
-        session = socket.session
-        if session is None or packet.namespace != "/":
+    def _event_packet(self, socket: Socket, packet: Packet, size: int) -> None:
+        if packet.namespace != "/":
             raise Malformed("an event before CONNECT")
         name, payload = gate.event(packet.data)
-        if not self.in_time(socket, packet.id):
+        self._event(socket, packet.id, name, payload, size, foreign=packet.foreign)
+
+    def _event(
+        self, socket: Socket, number: int | None, name: str, payload: Any, size: int, *, foreign: bool = False
+    ) -> None:
+        session = socket.session
+        if session is None:
+            raise Malformed("an event before CONNECT")
+        if not self.in_time(socket, number):
             return
         session.number += 1
         ctx = Context(
-            hub=self._hub,
-            actor=session.actor,
-            request_id=f"{session.id}-{session.number}",
-            session=session,
-            device_id=session.device_id,
+            self._hub,
+            session.actor,
+            f"{session.id}-{session.number}",
+            session,
+            session.device_id,
             client=session.client,
         )
-        refusal = self._unacceptable(packet, name, size)
-        if refusal is not None:
-            self._answer(session, packet.id, Ack(ok=False, error=refusal.problem(ctx.request_id)))
-            return
-        self._run(socket, self._command(session, packet.id, ctx, name, payload))
+        if size > self._options.event_bytes or foreign:
+            refusal = self._unacceptable(name, size, foreign)
+            if refusal is not None:
+                self._answer(session, number, Ack(ok=False, error=refusal.problem(ctx.request_id)))
+                return
+        self._run(socket, self._command(session, number, ctx, name, payload))
 
     async def _command(self, session: Session, number: int | None, ctx: Context, name: str, payload: Any) -> None:
         self._answer(session, number, await self._dispatcher.ack(ctx, name, payload))
 
-    def _unacceptable(self, packet: Packet, name: str, size: int) -> HubError | None:
+    def _unacceptable(self, name: str, size: int, foreign: bool) -> HubError | None:
         if size > self._options.event_bytes:
             return errors.PayloadTooLarge(f"an event may have {self._options.event_bytes} bytes")
-        if packet.foreign and name not in self._takes_bytes:
+        if foreign and name not in self._takes_bytes:
             text = "binary data has no place in this command"
             return errors.ValidationFailed(text, errors=[FieldError("", text)])
         return None
@@ -227,7 +238,8 @@ class Packets:
                 ack = Ack(ok=False, error=errors.Internal().problem())
                 frame = socket.codec.ack(number, ack)
             socket.write(frame)
-        self._home.answered(session, ack.ok)
+        if session.entered:
+            self._home.answered(session, ack.ok)
 
     def in_time(self, socket: Socket, number: int | None) -> bool:
         """One more packet of this connection, or one too many: refused, and in the end the client is sent away."""

@@ -128,6 +128,11 @@ class Socket(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.alive = True
+        if not self.busy and self.open:
+            text = self._reader.lone_text(data)
+            if text is not None:
+                self._home.heard(self, frames.TEXT, text)
+                return
         self._reader.feed(data)
         if not self.busy:
             self.proceed()

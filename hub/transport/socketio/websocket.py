@@ -19,6 +19,7 @@ except ImportError:  # pragma: no cover
 
 _FINAL, _RESERVED, _OPCODE = 0x80, 0x70, 0x0F
 _MASKED, _SIZE = 0x80, 0x7F
+_LONE_TEXT = _FINAL | frames.TEXT
 _FIRST_CONTROL = 8
 # Control frames are never in pieces and never longer.
 _CONTROL_BYTES = 125
@@ -66,6 +67,18 @@ class Reader:
         else:
             self._later.append(data)
         self.held += len(data)
+
+    def lone_text(self, data: bytes) -> bytes | None:
+        """The text, where all that has arrived is one short text in one piece, as nearly always; else None: `feed`."""
+        size = len(data)
+        if self.held or self._parts is not None or not _SHORTEST <= size <= self._limit or data[0] != _LONE_TEXT:
+            return None
+        head = _SHORTEST if data[1] < _MASKED | 126 else _SHORTEST + 2
+        if size - head != (data[1] & _SIZE if head == _SHORTEST else data[2] << 8 | data[3]) or data[1] < _MASKED:
+            return None
+        payload = bytearray(data[head:])
+        websocket_mask(data[head - 4 : head], payload)
+        return bytes(payload) if payload.isascii() else None
 
     def next(self) -> tuple[int, bytes] | None:
         """The next whole message, TEXT (valid UTF-8) or BINARY, or control frame. Raises Broken: no more after that."""
