@@ -318,12 +318,14 @@ async def readmit(tx: Transaction, call_id: UUID, user_id: str, now: datetime) -
 
 # ----------------------------------------------------------------------------------------------------------- about them
 
-SET_ROLE = f"UPDATE call_participants SET role = $3 WHERE call_id = $1 AND id = $2 RETURNING {COLUMNS}"
+SET_ROLE = f"""
+UPDATE call_participants SET role = $3 WHERE call_id = $1 AND user_id = $2 AND role <> $3 RETURNING {COLUMNS}
+"""
 
 
-async def set_role(tx: Transaction, call_id: UUID, participant_id: UUID, role: str) -> Participant | None:
-    row = await tx.fetchrow(SET_ROLE, call_id, participant_id, role)
-    return Participant(*row) if row else None
+async def set_role(tx: Transaction, call_id: UUID, user_id: str, role: str) -> list[Participant]:
+    """A role is a person's, whatever device they use; those of their rows that had another."""
+    return [Participant(*row) for row in await tx.fetch(SET_ROLE, call_id, user_id, role)]
 
 
 CHANGE = f"""

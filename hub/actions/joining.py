@@ -64,7 +64,9 @@ async def admit(
     head = members.heads(actor, call)
     if not head and await bans.active(tx, call_id, actor.user_id, now):
         raise errors.Banned()
-    role = members.role_of(actor, call, participant)
+    # A role is a person's: another device has the one they were given, not the one that newcomers have.
+    known = [participant] if participant else await participants.of_user(tx, call_id, actor.user_id)
+    role = members.role_of(actor, call, known[-1] if known else None)
     if participant is None or not await participants.seated(tx, participant.id, now):
         _demand_open_door(call, role)
         if await participants.seats_taken(tx, call_id, now) >= call.max_participants:
@@ -164,12 +166,12 @@ def metadata_of(ctx: Context, given: Mapping[str, Any] | str | None) -> dict[str
         return None
     if isinstance(given, str):
         try:
-            given = msgspec.json.decode(given, type=dict[str, Any])
+            loaded = msgspec.json.decode(given, type=dict[str, Any])
         except (msgspec.DecodeError, RecursionError):
             raise errors.ValidationFailed(
                 "metadata: not a JSON object", errors=[FieldError("metadata", "not a JSON object")]
             ) from None
-        given = plain({"metadata": given})["metadata"]
+        return fits(ctx, plain({"metadata": loaded})["metadata"])
     return fits(ctx, given)
 
 

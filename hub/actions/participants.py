@@ -16,7 +16,7 @@ from hub.actions.aftermath import announce, announce_gone, evict, in_time, regra
 from hub.actions.settle import grace_of, settle
 from hub.actions.views import participant_view
 from hub.commands import Commands, Empty, Http, Rate
-from hub.context import Context, Member
+from hub.context import Context
 from hub.policy import Role, rank
 from hub.protocol import errors
 from hub.protocol.media import MediaRevoked
@@ -108,40 +108,43 @@ async def _edit(
     async with ctx.transaction(turn=call_id) as tx:
         call, before = await _locked(tx, call_id, participant_id)
         members.demand_open(call)
-        if role is not UNSET and role != before.role:
-            await _demand_may_set(tx, ctx.member, before, role)
-        after = await participants.change(
+        old = [before] if role is UNSET else await participants.of_user(tx, call_id, before.user_id)
+        if role is not UNSET and any(each.role != role for each in old):
+            await _demand_may_set(tx, ctx, before, role)
+        await participants.change(
             tx,
             call_id,
             participant_id,
             display_name=None if display_name is UNSET else display_name,
             metadata=None if metadata is UNSET else joining.merged(ctx, before.metadata, metadata),
         )
-        if role is not UNSET:
-            after = await participants.set_role(tx, call_id, participant_id, role)
-        if after is None:
-            raise errors.NotFound()
-        if after.role != before.role:
-            await _note(ctx, tx, "participant:set_role", after, None, {"role": after.role, "was": before.role})
-        allowed = await members.allowed(tx, call, after)
-        answer = ParticipantAnswer(participant_view(after))
+        # With all the devices of that person.
+        ranked = [] if role is UNSET else await participants.set_role(tx, call_id, before.user_id, role)
+        if ranked:
+            await _note(ctx, tx, "participant:set_role", before, None, {"role": role, "was": before.role})
+        allowed = [(each, await members.allowed(tx, call, each)) for each in ranked]
+        new = {each.id: each for each in await participants.by_ids(tx, [each.id for each in old])}
+        answer = ParticipantAnswer(participant_view(new[participant_id]))
         await ctx.keep(tx, answer)
-    if participant_view(before) != answer.participant:
-        await ctx.tell(call_id, ParticipantUpdated(answer.participant))
-        work = [tell_media(ctx, call, before, after)]
-        if after.role != before.role:
-            work.append(regrant(ctx, call, after, allowed))
-        await in_time(ctx, *work)
+    changed = [(each, new[each.id]) for each in old if participant_view(each) != participant_view(new[each.id])]
+    for _, after in changed:
+        await ctx.tell(call_id, ParticipantUpdated(participant_view(after)))
+    await in_time(
+        ctx,
+        *(tell_media(ctx, call, each, after) for each, after in changed),
+        *(regrant(ctx, call, each, may) for each, may in allowed),
+    )
     return answer
 
 
-async def _demand_may_set(tx: Transaction, actor: Member, target: Participant, role: Role) -> None:
+async def _demand_may_set(tx: Transaction, ctx: Context, target: Participant, role: Role) -> None:
+    actor = ctx.member
     mine = rank(actor.role)
     if target.user_id == actor.call.owner_id:
         raise errors.Conflict("the owner stays host")
     if rank(members.as_role(target.role)) > mine or rank(role) > mine:
         raise errors.Forbidden("nobody changes a role above their own")
-    own = actor.participant is not None and actor.participant.id == target.id
+    own = actor.participant is not None and ctx.actor.user_id == target.user_id
     if own and target.role == "host" and not await _another_host(tx, target):
         raise errors.Conflict("the last host hands the role on first")
 

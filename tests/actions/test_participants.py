@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import jwt
 import msgspec
 import pytest
 
@@ -78,6 +79,33 @@ async def test_a_new_role_reaches_livekit_and_everybody(call: Call) -> None:
         await call.sockets["bob"].do("hand:raise", call_id=call.id)
     log = await call.hub.rows("SELECT * FROM audit_log WHERE action = 'participant:set_role' ORDER BY id DESC LIMIT 1")
     assert msgspec.json.decode(log[0]["details"])["was"] == "participant"
+
+
+async def test_a_role_is_a_persons_on_all_their_devices(call: Call) -> None:
+    """Who was made a viewer is one on every device they have, and on every one they come with later."""
+    hub, bob = call.hub, call.hub.person("bob")
+    phone = bob.socket("phone")
+    joined = await phone.join(call.id)
+    await hub.connects(call.id, "bob:phone", token=joined.media.token)
+    await hub.publishes(call.id, "bob:phone", "microphone")
+    await call.sockets["ann"].do(
+        "participant:set_role", call_id=call.id, participant_id=call.participants["bob"], role="viewer"
+    )
+    told = [event["participant"] for name, event in call.sockets["mod"].heard if name == "participant:updated"]
+    assert {each["participant_id"] for each in told if each["role"] == "viewer"} == {
+        str(call.participants["bob"]),
+        str(joined.self.participant_id),
+    }
+    assert (await call.media("bob:phone")).grant.can_publish_sources == frozenset()
+    late = bob.socket("late")
+    third = await late.join(call.id)
+    video = jwt.decode(third.media.token, hub.livekit.api_secret, algorithms=["HS256"])["video"]
+    assert (third.self.role, video["canPublish"]) == ("viewer", False)
+    token = (await bob.do("room:token", call_id=call.id, device_id="fourth")).token
+    assert jwt.decode(token, hub.livekit.api_secret, algorithms=["HS256"])["video"]["canPublish"] is False
+    for socket in (phone, late):
+        with pytest.raises(Forbidden):
+            await socket.do("hand:raise", call_id=call.id)
 
 
 async def test_an_old_token_does_not_bring_old_rights(hub: Node) -> None:

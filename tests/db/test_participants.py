@@ -158,10 +158,10 @@ async def test_what_a_person_changes_about_themselves(db: Database) -> None:
         changed = await participants.change(tx, person.call_id, person.id, display_name="Robert")
         assert changed is not None
         assert (changed.display_name, changed.metadata) == ("Robert", {"a": 1})
-        promoted = await participants.set_role(tx, person.call_id, person.id, "host")
-        assert promoted is not None
-        assert promoted.role == "host"
-        assert await participants.set_role(tx, uuid4(), person.id, "host") is None
+        (promoted,) = await participants.set_role(tx, person.call_id, person.user_id, "host")
+        assert (promoted.id, promoted.role) == (person.id, "host")
+        assert await participants.set_role(tx, person.call_id, person.user_id, "host") == []
+        assert await participants.set_role(tx, uuid4(), person.user_id, "viewer") == []
 
 
 async def test_a_page_of_participants_goes_on_where_it_stopped(db: Database) -> None:
