@@ -180,6 +180,59 @@ async def test_after_an_outage_the_nodes_hear_each_other_and_every_gap_is_announ
     assert quiet not in ear_b.resyncs
 
 
+async def test_what_a_late_node_told_its_own_is_announced_to_those_who_were_back_before_it(
+    open_node: OpenNode, proxy: Proxy, valkey: Valkey
+) -> None:
+    """D10: two nodes lose Redis; the first one back begins a new epoch, and its members take their snapshots of it.
+
+    What the other one tells its own members after that is in none of those snapshots.
+    """
+    async with Proxy("127.0.0.1", valkey.port) as other_proxy:
+        a, ear_a = await open_node("a", url=through(proxy, valkey.url))
+        b, ear_b = await open_node("b", url=through(other_proxy, valkey.url))
+        call_id = uuid4()
+        for node in (a, b):
+            await node.bus.subscribe_room(call_id)
+        await say(a, call_id, "before")
+        await until(lambda: ear_a.said == ear_b.said == ["before"])
+        proxy.set("refuse")
+        other_proxy.set("refuse")
+        await asyncio.sleep(0.1)
+        await say(a, call_id, "on a only")
+        await say(b, call_id, "on b only")
+        proxy.set("pass")
+        await until(lambda: ear_a.resyncs == [call_id] and not a.degraded)
+        first = await a.bus.position(call_id)
+        await say(b, call_id, "on b only, later")
+        other_proxy.set("pass")
+        await until(lambda: ear_a.resyncs == [call_id, call_id])
+        assert (await a.bus.position(call_id)).epoch != first.epoch
+        assert ear_a.said == ["before", "on a only"]
+        await until(lambda: not b.degraded and call_id in ear_b.resyncs)
+        await say(b, call_id, "after")
+        await until(lambda: ear_a.said[-1] == ear_b.said[-1] == "after")
+
+
+async def test_nodes_that_come_back_together_take_one_new_epoch(
+    open_node: OpenNode, proxy: Proxy, valkey: Valkey
+) -> None:
+    """What happened before the epoch began is in every snapshot of it."""
+    url = through(proxy, valkey.url)
+    (a, ear_a), (b, ear_b) = await open_node("a", url=url), await open_node("b", url=url)
+    call_id = uuid4()
+    for node in (a, b):
+        await node.bus.subscribe_room(call_id)
+    proxy.set("refuse")
+    await asyncio.sleep(0.1)
+    await say(a, call_id, "on a only")
+    await say(b, call_id, "on b only")
+    await asyncio.sleep(0.1)
+    proxy.set("pass")
+    await until(lambda: not a.degraded and not b.degraded and bool(ear_a.resyncs and ear_b.resyncs))
+    await asyncio.sleep(0.5)
+    assert ear_a.resyncs == ear_b.resyncs == [call_id]
+
+
 async def test_a_redis_that_lost_its_data_gives_every_room_a_new_epoch(open_node: OpenNode, tmp_path: Path) -> None:
     with Valkey(tmp_path / "forgetful", settings={"appendonly": "no"}) as forgetful:
         (a, ear_a), (b, ear_b) = await open_node("a", url=forgetful.url), await open_node("b", url=forgetful.url)

@@ -21,7 +21,7 @@ import aiohttp
 import msgspec
 
 from tests.faults.drill import view as views
-from tests.faults.drill.history import Cut, Fail, Gone, Heard, History, Info, Invoke, Ok, Picture
+from tests.faults.drill.history import Cut, Delayed, Fail, Gone, Heard, History, Info, Invoke, Ok, Picture
 from tests.faults.drill.view import View
 
 CONNECT_S = 3.0
@@ -32,6 +32,8 @@ PATIENCE_S = 90.0
 _OPEN = frozenset(
     {"timeout", "internal", "cluster_unavailable", "database_unavailable", "server_draining", "media_unavailable"}
 )
+# Waiting helps, but for how long nobody knows.
+_NO_SEAT = frozenset({"room_full", "room_locked"})
 _HELD = 5_000
 
 
@@ -227,7 +229,8 @@ class Client:
                 self._take(room, "room:join", answer["data"])
                 return bool(answer["data"]["recovered"])
             error = answer["error"]
-            if not error["retryable"]:
+            self.history.add(Delayed(time.monotonic(), self.user, room.call, "room:join", error["code"]))
+            if not error["retryable"] or error["code"] in _NO_SEAT:
                 self._out(room, error["code"])
                 return False
             await asyncio.sleep(error.get("retry_after_ms", 200) / 1000)
@@ -345,7 +348,7 @@ class Client:
                 self.history.add(Ok(time.monotonic(), op))
                 return "ok"
             code = answer["error"]["code"]
-            if not answer["error"]["retryable"]:
+            if not answer["error"]["retryable"] or code in _NO_SEAT:
                 break
             await asyncio.sleep(min(answer["error"].get("retry_after_ms", 200) / 1000, 1.0))
         if self.rooms.get(call) is room:
@@ -453,6 +456,7 @@ class Client:
             if answer["ok"]:
                 self._take(room, "room:sync", answer["data"])
                 return
+            self.history.add(Delayed(time.monotonic(), self.user, room.call, "room:sync", answer["error"]["code"]))
             if not answer["error"]["retryable"]:
                 self._out(room, answer["error"]["code"])
                 return

@@ -93,6 +93,15 @@ class Gone(_Entry, frozen=True):
     why: str
 
 
+class Delayed(_Entry, frozen=True):
+    """The client could not come back into a room, or sync it, for now."""
+
+    client: str
+    call: str
+    command: str
+    code: str
+
+
 class Fault(_Entry, frozen=True):
     what: str
 
@@ -122,7 +131,7 @@ class Final(_Entry, frozen=True):
     fresh: tuple[tuple[str, int, bool], ...]
 
 
-Entry = Invoke | Ok | Fail | Info | Picture | Heard | Cut | Gone | Fault | Healed | Roster | Final
+Entry = Invoke | Ok | Fail | Info | Picture | Heard | Cut | Gone | Delayed | Fault | Healed | Roster | Final
 
 
 class History:

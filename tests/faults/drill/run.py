@@ -27,6 +27,8 @@ async def play(servers: Servers, scenario: Scenario, plan: Plan, *, keep: Path |
             broke = f"{type(error).__name__}: {_reason(error)}"
         if keep is not None:
             place.history.write(keep / f"{scenario.name}.jsonl")
+            for number, node in enumerate(place.nodes):
+                (keep / f"{scenario.name}-node-{number}.log").write_text(node.log())
         return Outcome(scenario.name, time.monotonic() - started, figures, place.found, broke)
 
 
