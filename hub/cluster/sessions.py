@@ -63,9 +63,12 @@ class Sessions:
         return sorted(sessions, key=lambda info: info.connected_at)
 
     async def find(self, tenant_id: UUID, session_id: str) -> SessionInfo | None:
-        """Raises ClusterUnavailable."""
+        """On a living node, as the list has it. Raises ClusterUnavailable."""
         stored = await self._door.command("HGET", self._keys.sessions(tenant_id), session_id)
-        return msgspec.json.decode(stored, type=SessionInfo) if stored is not None else None
+        if stored is None:
+            return None
+        info = msgspec.json.decode(stored, type=SessionInfo)
+        return info if await self._door.command("EXISTS", self._keys.lease(info.incarnation)) else None
 
     async def run(self) -> None:
         while True:

@@ -232,6 +232,7 @@ async def test_the_sessions_of_a_tenant_are_listed_and_found_on_any_node(open_no
     assert [info.session_id for info in await b.sessions.list(tenant)] == ["s1"]
     await die(b)
     assert await a.sessions.list(tenant) == []
+    assert await a.sessions.find(tenant, "s1") is None
 
 
 async def test_a_control_message_to_a_node_that_is_not_there_is_refused(open_node: OpenNode) -> None:
