@@ -408,6 +408,7 @@ def make_cluster(settings: Settings) -> Cluster:
         node_id=settings.node_id,
         region=settings.region,
         version=__version__,
+        recovery_window_s=settings.recovery_window_s,
     )
 
 

@@ -60,7 +60,7 @@ class Direct(msgspec.Struct, frozen=True):
 
 
 class Bus:
-    def __init__(self, door: Door, keys: Keys, nodes: Nodes, signer: Signer) -> None:
+    def __init__(self, door: Door, keys: Keys, nodes: Nodes, signer: Signer, *, window_s: float) -> None:
         self._keys, self._nodes, self._signer = keys, nodes, signer
         self.counters = Counters()
         self._line = Line(
@@ -68,7 +68,7 @@ class Bus:
             tick_channel=keys.tick_channel(f"{nodes.node_id}:{secrets.token_hex(4)}"),
             scripts=SCRIPTS,
         )
-        self._log = RoomLog(self._line, nodes, signer, self.counters)
+        self._log = RoomLog(self._line, nodes, signer, self.counters, window_s=window_s)
         own_channel = keys.node_channel(nodes.node_id)
         self._hearing = Hearing(self._log, keys, nodes.clock, signer, self.counters, own_channel)
         self._line.ear = self._hearing

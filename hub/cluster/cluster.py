@@ -24,6 +24,7 @@ from hub.protocol.errors import ClusterUnavailable
 
 log = structlog.get_logger(__name__)
 
+RECOVERY_WINDOW_S = 120.0
 # A node whose Redis is away at its start comes up degraded rather than not at all.
 START_S = 2.0
 _STOP_S = 2.0
@@ -41,6 +42,7 @@ class Cluster:
         node_id: str | None = None,
         region: str = "default",
         version: str = "",
+        recovery_window_s: float = RECOVERY_WINDOW_S,
     ) -> None:
         self._door = Door(url)
         keys = Keys(env)
@@ -52,7 +54,7 @@ class Cluster:
             version=version,
             now=datetime.now(UTC),
         )
-        self.bus = Bus(self._door, keys, self.nodes, Signer(secret, env))
+        self.bus = Bus(self._door, keys, self.nodes, Signer(secret, env), window_s=recovery_window_s)
         self.roster = Roster(self._door, keys, self.nodes)
         self.sessions = Sessions(self._door, keys, self.nodes)
         self.presence = Presences(self._door, keys, self.nodes)
@@ -73,8 +75,17 @@ class Cluster:
         node_id: str | None = None,
         region: str = "default",
         version: str = "",
+        recovery_window_s: float = RECOVERY_WINDOW_S,
     ) -> AsyncIterator[Cluster]:
-        cluster = cls(url, env=env, secret=secret, node_id=node_id, region=region, version=version)
+        cluster = cls(
+            url,
+            env=env,
+            secret=secret,
+            node_id=node_id,
+            region=region,
+            version=version,
+            recovery_window_s=recovery_window_s,
+        )
         await cluster.start()
         try:
             yield cluster

@@ -18,7 +18,6 @@ from hub.cluster.redis import Script
 from hub.context import Position
 from hub.protocol.errors import ClusterUnavailable
 
-WINDOW_MS = 120_000
 LOG_EVENTS = 1000
 PUBLISH_S = 0.25
 # What has happened already is told a little more patiently: giving up costs everybody in the room a snapshot.
@@ -49,9 +48,11 @@ class Counters(msgspec.Struct):
 class RoomLog:
     """Every method raises ClusterUnavailable within its budget."""
 
-    def __init__(self, line: Line, nodes: Nodes, signer: Signer, counters: Counters) -> None:
+    def __init__(self, line: Line, nodes: Nodes, signer: Signer, counters: Counters, *, window_s: float) -> None:
+        """`window_s`: how long at least an event can be had again, as long as it is one of the last LOG_EVENTS."""
         self._line, self._nodes, self._signer = line, nodes, signer
         self._counters = counters
+        self._window_ms = int(window_s * 1000)
         self._number = 0
 
     @property
@@ -83,7 +84,7 @@ class RoomLog:
                     sealed,
                     _new_epoch(),
                     self._deadline_ms(),
-                    WINDOW_MS,
+                    self._window_ms,
                     LOG_EVENTS,
                     budget_s=budget_s,
                 )

@@ -20,10 +20,18 @@ async def open_node(valkey: Valkey, env_name: str) -> AsyncIterator[OpenNode]:
     """`await open_node("a")` → a node of this test's environment, and what it hears. `url` for another way to Redis."""
     async with AsyncExitStack() as stack:
 
-        async def open_one(node_id: str, *, url: str | None = None, secret: bytes = SECRET) -> tuple[Cluster, Ear]:
+        async def open_one(
+            node_id: str, *, url: str | None = None, secret: bytes = SECRET, recovery_window_s: float = 120.0
+        ) -> tuple[Cluster, Ear]:
             ear = Ear()
             cluster = await stack.enter_async_context(
-                Cluster.open(url or valkey.url, env=env_name, secret=secret, node_id=node_id)
+                Cluster.open(
+                    url or valkey.url,
+                    env=env_name,
+                    secret=secret,
+                    node_id=node_id,
+                    recovery_window_s=recovery_window_s,
+                )
             )
             cluster.bus.listen(ear)
             return cluster, ear

@@ -228,3 +228,18 @@ async def test_a_room_keeps_its_log_in_one_slot_and_expires(open_node: OpenNode,
     assert sorted(found) == [f"aura:{env_name}:room:{{{call_id}}}:{part}".encode() for part in ("head", "log")]
     for key in found:
         assert await a._door.command("PTTL", key) > 0
+
+
+@pytest.mark.parametrize(("window_s", "kept"), [(1.0, False), (120.0, True)])
+async def test_events_can_be_had_again_for_the_window_that_is_set(
+    open_node: OpenNode, window_s: float, kept: bool
+) -> None:
+    a, _ = await open_node("a", recovery_window_s=window_s)
+    call_id = uuid4()
+    begin = await a.bus.position(call_id)
+    for word in ("one", "two", "three"):
+        await a.bus.to_room(call_id, "chat:posted", Said(word))
+        await asyncio.sleep(1.05)
+    assert (await a.bus.since(call_id, begin) is not None) is kept
+    missed = await a.bus.since(call_id, Position(begin.epoch, 2))
+    assert [one.data["text"] for one in missed or []] == ["three"]
