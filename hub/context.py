@@ -349,13 +349,13 @@ class TokenVerifier(Protocol):
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
-    """The numbers an action decides by, out of the settings. Published at `/limits`."""
+    """The numbers an action decides by, out of the settings, whose defaults are these. Published at `/limits`."""
 
     max_participants: int = 100
     metadata_bytes: int = 8192
     display_name_chars: int = 128
     token_ttl_s: int = 600
-    waiting_expires_s: int = 86_400
+    waiting_expires_s: int = 604_800
     reconnect_grace_s: float = 20.0
     leave_grace_s: float = 2.0
     socket_grace_s: float = 25.0

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from hub import settings
+from hub import __version__, settings
+from hub.app import make_edge_options, make_rules
+from hub.cluster.cluster import RECOVERY_WINDOW_S
 from hub.cluster.redis import Door
+from hub.context import Rules
 from hub.settings import Address, SettingError
+from hub.transport.socketio import EdgeOptions
 
 MINIMUM = {
     "DATABASE_URL": "postgresql://hub_app:x@127.0.0.1/auralink",
@@ -25,6 +30,24 @@ def test_the_minimum_set_is_enough() -> None:
     assert loaded.livekit_url == "wss://livekit.example.com"
     assert loaded.listen == Address("0.0.0.0", 8080)
     assert loaded.node_id
+
+
+def test_every_default_has_one_value() -> None:
+    """The rules of actions and the edge's options, as tests and benches make them, are those of a node without a
+    setting of its own."""
+    loaded = settings.load(MINIMUM)
+    assert make_rules(loaded) == msgspec.structs.replace(
+        Rules(), room_mark=make_rules(loaded).room_mark, sockets=make_edge_options(loaded).published()
+    )
+    assert make_edge_options(loaded) == EdgeOptions(origins=loaded.origins, version=__version__)
+    assert loaded.recovery_window_s == RECOVERY_WINDOW_S
+
+
+def test_whoever_is_killed_has_left_within_thirty_seconds() -> None:
+    """The promise of docs/decisions/0001: the socket's grace, with what it takes to notice, and the media's."""
+    rules = Rules()
+    assert rules.socket_grace_s + 5 <= 30
+    assert rules.reconnect_grace_s < rules.socket_grace_s
 
 
 @pytest.mark.parametrize("name", ["DATABASE_URL", "REDIS_URL", "LIVEKIT_URL", "LIVEKIT_API_KEY", "LIVEKIT_API_SECRET"])

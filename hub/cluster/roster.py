@@ -24,7 +24,6 @@ from hub.protocol.errors import ClusterUnavailable
 
 log = structlog.get_logger(__name__)
 
-GRACE_S = 30.0
 _AT_ONCE = 500
 _CONFIRM_MS = 30_000
 _RETRY_S = 0.5
@@ -151,7 +150,7 @@ class Roster:
             self._moved(key[1], call_id, False)
         await self._door.run(_FORGET, self._room(call_id), self._keys.presence, str(call_id))
 
-    async def sweep(self, grace_s: float = GRACE_S) -> Swept:
+    async def sweep(self, grace_s: float) -> Swept:
         """Any node may ask; everything is handed out once. Raises ClusterUnavailable."""
         interrupted, lost = await self._door.run(
             _SWEEP,
@@ -163,7 +162,7 @@ class Roster:
         )
         return Swept([_lost(text) for text in interrupted], [_lost(text) for text in lost])
 
-    async def lost(self, grace_s: float = GRACE_S) -> Sequence[Lost]:
+    async def lost(self, grace_s: float) -> Sequence[Lost]:
         """Participants whose grace has ended; settle each and `confirm` it. Raises ClusterUnavailable."""
         return (await self.sweep(grace_s)).lost
 

@@ -64,7 +64,7 @@ async def test_a_lost_socket_is_interrupted_and_lost_once_after_the_grace(open_n
     await a.roster.enter(call_id, anna)
     await a.roster.interrupt(call_id, "s1")
     assert await states(b, call_id) == {"s1": "interrupted"}
-    assert await b.roster.lost() == []
+    assert await b.roster.lost(30) == []
     await asyncio.sleep(0.05)
     both = await asyncio.gather(a.roster.lost(0.05), b.roster.lost(0.05))
     (lost,) = [*both[0], *both[1]]
