@@ -16,11 +16,12 @@ import msgspec
 
 from hub.policy import PERMISSIONS, Permission
 
-Need = Literal["anyone", "user", "member", "admin"] | Permission
+Need = Literal["anyone", "user", "member", "admin", "operator"] | Permission
 """Who may call: `anyone` with a session (guests too), a `user` (no guest), a `member` of the call named by `call_id`,
-an `admin` of the tenant, or a member (or owner) of the call with that permission."""
+an `admin` of the tenant, an `operator` of the installation (a service token), or a member (or owner) of the call with
+that permission."""
 
-NEEDS: frozenset[str] = frozenset(("anyone", "user", "member", "admin", *PERMISSIONS))
+NEEDS: frozenset[str] = frozenset(("anyone", "user", "member", "admin", "operator", *PERMISSIONS))
 
 _NAME = re.compile(r"[a-z_]+:[a-z_]+")
 

@@ -51,7 +51,13 @@ class Actor(msgspec.Struct, frozen=True):
 
     @property
     def admin(self) -> bool:
-        return self.hub_role == "admin" or self.role == "service_role"
+        """Of the tenant."""
+        return self.hub_role == "admin" or self.operator
+
+    @property
+    def operator(self) -> bool:
+        """Of the installation, with all its tenants."""
+        return self.role == "service_role"
 
 
 class Position(msgspec.Struct, frozen=True):

@@ -531,7 +531,8 @@ def _described(command: Command) -> str:
         "anyone": "anybody with a token, guests too",
         "user": "users, not guests",
         "member": "members of the call",
-        "admin": "operators of the tenant",
+        "admin": "admins of the tenant",
+        "operator": "operators of the installation (service tokens)",
     }.get(command.needs, f"members of the call with `{command.needs}`")
     lines = [_unwrapped(command.summary), f"For {who}. At most {command.rate.times} per {command.rate.per_s:g} s."]
     if command.emits:

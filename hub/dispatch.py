@@ -172,6 +172,9 @@ class Dispatcher:
             case "admin":
                 if not ctx.actor.admin:
                     raise errors.Forbidden("this needs an admin")
+            case "operator":
+                if not ctx.actor.operator:
+                    raise errors.Forbidden("this is about all tenants: it needs an operator of the installation")
             case "member":
                 ctx._member = await self._authorize(ctx, message.call_id, None)
             case permission:

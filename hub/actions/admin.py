@@ -1,6 +1,12 @@
-"""What operators see and do. An admin is one tenant's: so are the rooms, sessions, webhooks and acts that they see."""
+"""What operators see and do.
+
+An admin is one tenant's: so are the rooms, sessions, webhooks and acts that they see. What is about the installation
+(its nodes, its settings, a comparison of all calls) is for its operators, who come with a service token.
+"""
 
 from __future__ import annotations
+
+from collections import Counter
 
 from db import audit as audit_log
 from db import calls
@@ -39,7 +45,7 @@ commands = Commands()
 
 @commands.add("admin:overview", needs="admin", http=Http("GET", "/admin/overview"), socket=False, mutates=False)
 async def overview(ctx: Context, message: Empty) -> Overview:
-    """The tenant's calls and people, the webhooks still waiting, and the nodes."""
+    """The tenant's calls and people, the webhooks still waiting, and how many nodes there are."""
     async with ctx.transaction() as tx:
         counts = await calls.counts(tx)
         people = await calls.people_in_calls(tx)
@@ -49,12 +55,12 @@ async def overview(ctx: Context, message: Empty) -> Overview:
         participants=people,
         sessions=len(await ctx.hub.sessions.list(ctx.actor.tenant_id)),
         inbox=waiting,
-        nodes=await _nodes(ctx),
+        nodes=dict(Counter(node.status for node in await _nodes(ctx))),
         server_time=ctx.now(),
     )
 
 
-@commands.add("admin:nodes", needs="admin", http=Http("GET", "/admin/nodes"), socket=False, mutates=False)
+@commands.add("admin:nodes", needs="operator", http=Http("GET", "/admin/nodes"), socket=False, mutates=False)
 async def nodes(ctx: Context, message: Empty) -> NodeList:
     """The nodes that are there now."""
     return NodeList(await _nodes(ctx))
@@ -230,7 +236,7 @@ async def audit(ctx: Context, message: ListAudit) -> AuditPage:
     )
 
 
-@commands.add("admin:config", needs="admin", http=Http("GET", "/admin/config"), socket=False, mutates=False)
+@commands.add("admin:config", needs="operator", http=Http("GET", "/admin/config"), socket=False, mutates=False)
 async def config(ctx: Context, message: Empty) -> ConfigAnswer:
     """Every setting as it is in force; secrets are hidden."""
     return ConfigAnswer(dict(ctx.hub.config()))
@@ -238,14 +244,14 @@ async def config(ctx: Context, message: Empty) -> ConfigAnswer:
 
 @commands.add(
     "admin:reconcile",
-    needs="admin",
+    needs="operator",
     rate=Rate(6, per_s=60),
     http=Http("POST", "/admin/reconcile"),
     socket=False,
     deadline_s=30.0,
 )
 async def reconcile(ctx: Context, message: Reconcile) -> Reconciled:
-    """Compare all calls with LiveKit now, and mend what differs; `dry_run` only says what differs."""
+    """Compare all calls of all tenants with LiveKit now, and mend what differs; `dry_run` only says what differs."""
     await _note(ctx, "node:reconcile", "node", ctx.hub.node_id, None)
     done = await ctx.hub.reconcile.now(dry_run=message.dry_run)
     return Reconciled(

@@ -32,13 +32,13 @@ class NodeList(msgspec.Struct, frozen=True):
 
 
 class Overview(msgspec.Struct, frozen=True, kw_only=True):
-    """The tenant's calls by status, its people in calls, and the nodes."""
+    """The tenant's calls by status, its people in calls, and how many nodes there are by status."""
 
     calls: dict[str, int]
     participants: int
     sessions: int
     inbox: dict[str, int]
-    nodes: list[NodeView]
+    nodes: dict[str, int]
     server_time: datetime
 
 

@@ -218,6 +218,7 @@ class Node:
         *,
         tenant: UUID = TENANT,
         admin: bool = False,
+        operator: bool = False,
         guest_of: UUID | None = None,
         role: Role = "participant",
         denied: Sequence[Permission] = (),
@@ -225,7 +226,7 @@ class Node:
         actor = Actor(
             tenant_id=tenant,
             user_id=user_id,
-            role="guest" if guest_of else "authenticated",
+            role="guest" if guest_of else "service_role" if operator else "authenticated",
             expires_at=datetime.now(UTC) + timedelta(hours=1),
             display_name=user_id.title(),
             hub_role="admin" if admin else None,

@@ -146,10 +146,20 @@ class Stage:
         return await node.start(until_ready=until_ready)
 
     def person(
-        self, user_id: str, *, node: NodeProcess | None = None, tenant: str | None = None, admin: bool = False
+        self,
+        user_id: str,
+        *,
+        node: NodeProcess | None = None,
+        tenant: str | None = None,
+        admin: bool = False,
+        operator: bool = False,
     ) -> Person:
         token = self.tokens.issue(
-            user_id, tenant=tenant, display_name=user_id.title(), hub_role="admin" if admin else None
+            user_id,
+            tenant=tenant,
+            role="service_role" if operator else "authenticated",
+            display_name=user_id.title(),
+            hub_role="admin" if admin else None,
         ).token
         person = Person(user_id, (node or self.nodes[0]).url, token)
         self.people.append(person)

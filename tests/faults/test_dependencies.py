@@ -176,7 +176,7 @@ async def play(hub: Stage, node: NodeProcess) -> Play:
         joined = await person.join(calls[0], media=name == "ben")
         ids[name] = joined["self"]["participant_id"]
     await ada.wait_for("media:changed", lambda event: event["media"]["microphone"])
-    admin = hub.person("root", node=node, admin=True)
+    admin = hub.person("root", node=node, operator=True)
     made = Play(hub, node, ada, admin, calls, ids)
     await asyncio.gather(*(made.command(name, {}, by=by) for name, (by, _) in socket_commands(made).items()))
     return made
