@@ -6,12 +6,13 @@ import asyncio
 import gc
 import hashlib
 import hmac
+import os
 import signal
 import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -40,13 +41,14 @@ from hub.dispatch import Dispatcher
 from hub.media.livekit import LiveKit
 from hub.media.values import Server
 from hub.media.webhooks import parse
-from hub.protocol.errors import ClusterUnavailable
 from hub.protocol.presence import PresenceChanged
 from hub.settings import Address, Settings
 from hub.state.presence import Presence
 from hub.transport import docs, health, middleware, rest, webhook
 from hub.transport.auth import TokenRules, Tokens, tenant_id
-from hub.transport.socketio import Edge, EdgeOptions, listening
+from hub.transport.control import Control
+from hub.transport.door import Door
+from hub.transport.socketio import Edge, EdgeOptions
 from hub.transport.socketio.session import Session
 
 log = structlog.get_logger("hub.app")
@@ -89,7 +91,6 @@ class Node:
         self.rules = make_rules(settings)
         self.sweep = Sweep(self, _Leader(cluster, "sweep"), regions=self.rules.regions, every_s=settings.sweep_s)
         self.reconcile = _Reconciler(self.sweep)
-        self.draining = False
 
     def config(self) -> dict[str, Any]:
         """Every setting as it is in force, secrets hidden."""
@@ -196,19 +197,32 @@ def run(work: Coroutine[Any, Any, None]) -> None:
             runner.run(work)
 
 
-async def serve(settings: Settings, *, on_ready: Callable[[], None] = lambda: None) -> None:
-    """Run a node until SIGTERM or SIGINT, then drain it. Raises CannotServe."""
+async def serve(
+    settings: Settings, *, on_ready: Callable[[], None] = lambda: None, leash: int | None = None
+) -> None:
+    """Run a node until SIGTERM or SIGINT, then drain it. Raises CannotServe.
+
+    `leash`: a socket's file descriptor. The node is one of several on its port, says there when it serves, and ends
+    when whoever holds the other end does.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
+    if leash is not None:
+        loop.add_reader(leash, _let_go, leash, stop)
     try:
         # Half a second of computing: before there are connections whose deadlines it would pass.
         commands = all_commands()
         documents = Documents(contract.openapi(commands), contract.asyncapi(commands))
         _tune_collector()
-        async with open_node(settings) as node, _serving(node, commands, documents):
+        async with (
+            open_node(settings) as node,
+            _serving(node, commands, documents, shared_port=leash is not None),
+        ):
             on_ready()
+            if leash is not None:
+                os.write(leash, b"\n")
             log.info("serving", listen=str(settings.listen), region=settings.region)
             await stop.wait()
             log.info("stopping")
@@ -236,7 +250,9 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
 
 
 @asynccontextmanager
-async def _serving(node: Node, commands: Commands, documents: Documents) -> AsyncIterator[None]:
+async def _serving(
+    node: Node, commands: Commands, documents: Documents, *, shared_port: bool = False
+) -> AsyncIterator[None]:
     """Open the doors and run the loops; on the way out, drain."""
     settings = node.settings
     dispatcher = Dispatcher(commands, node, authorize)
@@ -251,12 +267,16 @@ async def _serving(node: Node, commands: Commands, documents: Documents) -> Asyn
     node.roster.when_gone(edge.seen_as_lost)
     watched = _Watched(edge, node.db)
     node.watching.tell, node.watching.may_see = watched.tell, watched.may_see
-    node.nodes.load = edge.load
+    node.nodes.load = lambda: {
+        **edge.load(),
+        "database_used": node.db.in_use,
+        "database_most": settings.database_pool,
+    }
     inbox = Inbox(node, parse)
     checks = health.Checks(
         required={"database": node.db.ping, "redis": node.cluster.ping},
         optional={"livekit": node.media.ping},
-        draining=lambda: node.draining,
+        draining=lambda: control.draining,
     )
     public = web.Application()
     middleware.setup(public, origins=settings.origins, https=settings.public_url.startswith("https"))
@@ -265,8 +285,12 @@ async def _serving(node: Node, commands: Commands, documents: Documents) -> Asyn
     health.setup(public, checks)
     docs.setup(public, documents.openapi, documents.asyncapi)
     edge.attach(public)
+    inside = _site(_runner(health.internal_app(checks)), settings.internal_listen)
+    door = Door(_runner(public), edge, settings.listen, shared=shared_port)
+    control = Control(node.nodes, door, node.bus)
     works = [
         edge.run(),
+        control.run(),
         inbox.run(),
         node.sweep.run(),
         Due(node).run(),
@@ -283,47 +307,46 @@ async def _serving(node: Node, commands: Commands, documents: Documents) -> Asyn
         loops = [group.create_task(work) for work in works]
         try:
             async with (
-                _listening(public, settings.listen, "AURALINK_LISTEN", edge),
-                _listening(health.internal_app(checks), settings.internal_listen, "AURALINK_INTERNAL_LISTEN"),
+                _listening("AURALINK_LISTEN", settings.listen, door),
+                _listening("AURALINK_INTERNAL_LISTEN", settings.internal_listen, inside),
             ):
                 try:
                     yield
                 finally:
-                    node.draining = True
-                    await _say_draining(node)
-                    await edge.drain()
+                    await control.stop()
         finally:
             for loop in loops:
                 loop.cancel()
 
 
-async def _say_draining(node: Node) -> None:
-    """The other nodes and the operators see it; without Redis they see it when the lease ends."""
-    try:
-        await node.nodes.drain()
-    except ClusterUnavailable:
-        log.warning("drains_unseen")
+@asynccontextmanager
+async def _listening(setting: str, address: Address, door: AbstractAsyncContextManager[object]) -> AsyncIterator[None]:
+    async with AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(door)
+        except (OSError, socket.gaierror) as error:
+            raise CannotServe(f"{setting}: cannot listen on {address}: {error.strerror or error}") from None
+        yield
 
 
 @asynccontextmanager
-async def _listening(
-    application: web.Application, address: Address, setting: str, edge: Edge | None = None
-) -> AsyncIterator[None]:
-    """`edge`: whose sockets are served on the same port."""
-    runner = web.AppRunner(application, shutdown_timeout=_CLOSE_S, **middleware.RUNNER)
+async def _site(runner: web.AppRunner, address: Address) -> AsyncIterator[None]:
     await runner.setup()
     try:
-        async with AsyncExitStack() as stack:
-            try:
-                if edge is not None:
-                    await stack.enter_async_context(listening(runner, edge, address.host, address.port))
-                else:
-                    await web.TCPSite(runner, address.host, address.port).start()
-            except (OSError, socket.gaierror) as error:
-                raise CannotServe(f"{setting}: cannot listen on {address}: {error.strerror or error}") from None
-            yield
+        await web.TCPSite(runner, address.host, address.port).start()
+        yield
     finally:
         await runner.cleanup()
+
+
+def _runner(application: web.Application) -> web.AppRunner:
+    return web.AppRunner(application, shutdown_timeout=_CLOSE_S, **middleware.RUNNER)
+
+
+def _let_go(leash: int, stop: asyncio.Event) -> None:
+    """The parent is gone: it never says anything."""
+    asyncio.get_running_loop().remove_reader(leash)
+    stop.set()
 
 
 @asynccontextmanager

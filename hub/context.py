@@ -243,11 +243,16 @@ class NodeEntry(Protocol):
     @property
     def draining(self) -> bool: ...
     @property
+    def lost(self) -> bool: ...
+    @property
     def load(self) -> Mapping[str, int]: ...
 
 
 class Nodes(Protocol):
     async def list(self) -> Sequence[NodeEntry]: ...
+    async def all(self) -> Sequence[NodeEntry]:
+        """Those that were lost lately as well."""
+        ...
 
 
 class SessionEntry(Protocol):

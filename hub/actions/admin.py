@@ -11,7 +11,7 @@ from collections import Counter
 from db import audit as audit_log
 from db import calls
 from db import inbox as webhook_inbox
-from hub.actions import pages, rooms
+from hub.actions import nodes, pages, rooms
 from hub.commands import Commands, Empty, Http, Rate
 from hub.context import Context
 from hub.protocol import errors
@@ -27,8 +27,6 @@ from hub.protocol.admin import (
     ListAudit,
     ListInbox,
     ListSessions,
-    NodeList,
-    NodeView,
     Overview,
     Reconcile,
     Reconciled,
@@ -55,30 +53,9 @@ async def overview(ctx: Context, message: Empty) -> Overview:
         participants=people,
         sessions=len(await ctx.hub.sessions.list(ctx.actor.tenant_id)),
         inbox=waiting,
-        nodes=dict(Counter(node.status for node in await _nodes(ctx))),
+        nodes=dict(Counter(node.status for node in await nodes.views(ctx))),
         server_time=ctx.now(),
     )
-
-
-@commands.add("admin:nodes", needs="operator", http=Http("GET", "/admin/nodes"), socket=False, mutates=False)
-async def nodes(ctx: Context, message: Empty) -> NodeList:
-    """The nodes that are there now."""
-    return NodeList(await _nodes(ctx))
-
-
-async def _nodes(ctx: Context) -> list[NodeView]:
-    return [
-        NodeView(
-            node_id=node.node_id,
-            incarnation=node.incarnation,
-            status="draining" if node.draining else "ready",
-            region=node.region,
-            version=node.version,
-            started_at=node.started_at,
-            load=dict(node.load),
-        )
-        for node in await ctx.hub.nodes.list()
-    ]
 
 
 @commands.add("admin:rooms", needs="admin", http=Http("GET", "/admin/rooms"), socket=False, mutates=False)

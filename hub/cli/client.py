@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 import aiohttp
+import cyclopts
 
 from hub import settings
 from hub.cli import environment
 from hub.cli.output import fail
 
 DEADLINE_S = 15.0
+
+T = TypeVar("T")
+
+Url = Annotated[str | None, cyclopts.Parameter(help="The hub's public URL; AURALINK_PUBLIC_URL if not given.")]
+Token = Annotated[str | None, cyclopts.Parameter(help="A service token; made with AURALINK_JWT_SECRET if not given.")]
+Json = Annotated[bool, cyclopts.Parameter(help="Print JSON.")]
 
 
 class Client:
@@ -54,6 +63,16 @@ class Client:
             problem = body if isinstance(body, dict) else {}
             fail(f"{method} {path}: {response.status} {problem.get('code', '')}: {problem.get('detail', '')}")
         return body
+
+
+def ask(url: str | None, token: str | None, work: Callable[[Client], Awaitable[T]]) -> T:
+    """Do `work` with a client; ends the command where the hub refuses or does not answer."""
+
+    async def call() -> T:
+        async with Client(url, token) as client:
+            return await work(client)
+
+    return asyncio.run(call())
 
 
 def _service_token(loaded: settings.Settings) -> str:

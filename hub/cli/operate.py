@@ -1,22 +1,14 @@
-"""room, reconcile, webhook, doctor: operating a running hub."""
+"""room, node, reconcile, webhook, doctor: operating a running hub."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
 import cyclopts
 
-from hub.cli import doctor, webhooks
-from hub.cli.client import Client
+from hub.cli import doctor, nodes, webhooks
+from hub.cli.client import Client, Json, Token, Url, ask
 from hub.cli.output import OK, emit_json, say, table
-
-T = TypeVar("T")
-
-Url = Annotated[str | None, cyclopts.Parameter(help="The hub's public URL; AURALINK_PUBLIC_URL if not given.")]
-Token = Annotated[str | None, cyclopts.Parameter(help="A service token; made with AURALINK_JWT_SECRET if not given.")]
-Json = Annotated[bool, cyclopts.Parameter(help="Print JSON.")]
 
 _ROOM_COLUMNS = {
     "call_id": "CALL",
@@ -43,6 +35,7 @@ def add_to(app: cyclopts.App) -> None:
     rooms.command(show_room, name="show")
     rooms.command(end_room, name="end")
     app.command(rooms)
+    nodes.add_to(app)
     app.command(reconcile)
     webhooks.add_to(app)
     app.command(doctor.doctor)
@@ -60,7 +53,7 @@ def list_rooms(
     limit
         At most so many, up to 100.
     """
-    page = _ask(url, token, lambda hub: hub.get("/api/v1/admin/rooms", status=status, limit=limit))
+    page = ask(url, token, lambda hub: hub.get("/api/v1/admin/rooms", status=status, limit=limit))
     if json:
         emit_json(page)
     else:
@@ -76,7 +69,7 @@ def show_room(call_id: str, *, url: Url = None, token: Token = None, json: Json 
         people = await hub.get(f"/api/v1/rooms/{call_id}/participants")
         return {"call": call, "participants": people["items"]}
 
-    shown = _ask(url, token, both)
+    shown = ask(url, token, both)
     if json:
         emit_json(shown)
         return OK
@@ -92,7 +85,7 @@ def end_room(
 ) -> int:
     """End a call for everybody."""
     body = {"reason": reason} if reason else {}
-    ended = _ask(url, token, lambda hub: hub.post(f"/api/v1/admin/rooms/{call_id}/end", body))
+    ended = ask(url, token, lambda hub: hub.post(f"/api/v1/admin/rooms/{call_id}/end", body))
     if json:
         emit_json(ended)
     else:
@@ -108,7 +101,7 @@ def reconcile(*, dry_run: bool = False, url: Url = None, token: Token = None, js
     dry_run
         Only say what would be mended.
     """
-    report = _ask(url, token, lambda hub: hub.post("/api/v1/admin/reconcile", {"dry_run": dry_run}))
+    report = ask(url, token, lambda hub: hub.post("/api/v1/admin/reconcile", {"dry_run": dry_run}))
     if json:
         emit_json(report)
         return OK
@@ -120,11 +113,3 @@ def reconcile(*, dry_run: bool = False, url: Url = None, token: Token = None, js
     if not report["corrections"]:
         say("nothing to mend")
     return OK
-
-
-def _ask(url: str | None, token: str | None, work: Callable[[Client], Awaitable[T]]) -> T:
-    async def call() -> T:
-        async with Client(url, token) as client:
-            return await work(client)
-
-    return asyncio.run(call())

@@ -1,8 +1,9 @@
 """The names of everything the hub keeps in Redis: `aura:{env}:…`, the environment written out.
 
 All keys of a log share the hash slot of `{call_id}`, or of `{tenant:user}`, so that one script may touch them on a
-Redis Cluster. Leases, rosters and sessions share the slot of `{presence}`: the scripts that change a roster check the lease of the
-node in the same step, which only works within one slot, and they run a few times per join, not per event.
+Redis Cluster. Leases, rosters, sessions and people share the slot of `{presence}`: the scripts that change a roster
+check the lease of the node in the same step, which only works within one slot, and they run a few times per join, not
+per event.
 """
 
 from __future__ import annotations
@@ -67,6 +68,11 @@ class Keys:
     @property
     def nodes(self) -> str:
         return f"{self._presence}nodes"
+
+    @property
+    def lately(self) -> str:
+        """Nodes by name, as they last were."""
+        return f"{self._presence}lately"
 
     @property
     def incarnations(self) -> str:

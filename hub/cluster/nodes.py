@@ -12,7 +12,7 @@ import asyncio
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -28,6 +28,7 @@ log = structlog.get_logger(__name__)
 BEAT_S = 2.0
 LEASE_MS = 6000
 _RETRY_S = 0.5
+_LOST_SHOWN_MS = 600_000
 
 _HEARTBEAT = Script("heartbeat")
 _NODES = Script("nodes")
@@ -40,6 +41,8 @@ class NodeInfo(msgspec.Struct, frozen=True):
     version: str
     started_at: datetime
     draining: bool = False
+    # Its lease has lapsed, and it did not say goodbye.
+    lost: bool = False
     # Whatever the node wants to show: sockets, rooms, load.
     load: dict[str, int] = {}
 
@@ -107,9 +110,9 @@ class Nodes:
         """`register` runs after every change of incarnation, to bring this node's entries back."""
         self._reborn.append(register)
 
-    async def drain(self) -> None:
-        """Show this node as going down."""
-        self._info = msgspec.structs.replace(self._info, draining=True)
+    async def drain(self, on: bool = True) -> None:
+        """Show this node as sending its people away, or no longer. If this raises, the next beat shows it."""
+        self._info = msgspec.structs.replace(self._info, draining=on)
         await self.beat()
 
     async def run(self) -> None:
@@ -138,17 +141,25 @@ class Nodes:
         self.lease_until_ms = 0
         try:
             await self._door.command("DEL", self._keys.lease(self.incarnation))
+            await self._door.command("HDEL", self._keys.lately, self.node_id)
         except ClusterUnavailable:
             log.info("lease left to lapse", node_id=self.node_id)
 
     async def list(self) -> list[NodeInfo]:
         """Every node whose lease holds, by id. Raises ClusterUnavailable."""
-        found: list[bytes] = await self._door.run(_NODES, [self._keys.nodes], self._keys.leases)
-        return sorted((msgspec.json.decode(info, type=NodeInfo) for info in found), key=lambda node: node.node_id)
+        return [node for node in await self.all() if not node.lost]
+
+    async def all(self) -> Sequence[NodeInfo]:
+        """Those as well that were lost in the last ten minutes. Raises ClusterUnavailable."""
+        keys = [self._keys.nodes, self._keys.lately]
+        living, lost = await self._door.run(_NODES, keys, self._keys.leases, _LOST_SHOWN_MS)
+        nodes = [msgspec.json.decode(info, type=NodeInfo) for info in living]
+        nodes += [msgspec.structs.replace(msgspec.json.decode(info, type=NodeInfo), lost=True) for info in lost]
+        return sorted(nodes, key=lambda node: node.node_id)
 
     async def _beat(self) -> bool:
         sent_at_s = monotonic_s()
-        keys = [self._keys.lease(self.incarnation), self._keys.nodes, self._keys.incarnations]
+        keys = [self._keys.lease(self.incarnation), self._keys.nodes, self._keys.incarnations, self._keys.lately]
         info = msgspec.structs.replace(self._info, incarnation=self.incarnation, load=self.load())
         answer: list[Any] = await self._door.run(
             _HEARTBEAT,

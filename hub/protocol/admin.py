@@ -9,17 +9,18 @@ import msgspec
 from msgspec import Meta
 
 from hub.protocol.fields import CallId, CallStatus, Cursor, Limit, Reason
+from hub.protocol.notices import AnnouncementLevel
 from hub.protocol.views import CallView
 
 SessionId = Annotated[str, Meta(min_length=1, max_length=128, description="As in the list of sessions.")]
 
 
 class NodeView(msgspec.Struct, frozen=True, kw_only=True):
-    """One node: `status` is ready or draining."""
+    """One node. `lost`: it went without a goodbye in the last ten minutes; the rest is as it last was."""
 
     node_id: str
     incarnation: str
-    status: str
+    status: Literal["ready", "draining", "lost"]
     region: str
     version: str
     started_at: datetime
@@ -29,6 +30,30 @@ class NodeView(msgspec.Struct, frozen=True, kw_only=True):
 
 class NodeList(msgspec.Struct, frozen=True):
     items: list[NodeView]
+
+
+class SteerNode(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    node_id: Annotated[str, Meta(min_length=1, max_length=64, description="As in the list of nodes.")]
+    reason: Reason | None = None
+
+
+class NodeAnswer(msgspec.Struct, frozen=True):
+    node: NodeView
+
+
+class Announce(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    message: Annotated[
+        str,
+        Meta(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f\x7f]+$(?!\n)", description="One line, for people."),
+    ]
+    level: AnnouncementLevel = "info"
+
+
+class Announced(msgspec.Struct, frozen=True):
+    """Which nodes pass it on, and which could not be reached."""
+
+    nodes: list[str]
+    unreached: list[str]
 
 
 class Overview(msgspec.Struct, frozen=True, kw_only=True):

@@ -102,6 +102,20 @@ class ServerDraining(Event, frozen=True):
     reconnect_after_ms: int
 
 
+AnnouncementLevel = Literal["info", "warning", "critical"]
+
+
+class ServerAnnounced(Event, frozen=True):
+    """An operator has something to say to everybody."""
+
+    name: ClassVar[str] = "server:announced"
+    recorded: ClassVar[bool] = False
+
+    message: str
+    level: AnnouncementLevel
+    at: datetime
+
+
 class ServerDegraded(Event, frozen=True):
     """What the node does without for now; an empty list says that all is back."""
 

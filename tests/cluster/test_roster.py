@@ -199,7 +199,7 @@ async def test_a_room_that_is_over_is_forgotten(open_node: OpenNode, env_name: s
     await asyncio.sleep(0.01)
     assert await a.roster.lost(0) == []
     left = await a._door.command("KEYS", f"aura:{env_name}:{{presence}}:*")
-    assert {key.decode().split(":")[3] for key in left} == {"lease", "nodes", "incarnations"}
+    assert {key.decode().split(":")[3] for key in left} == {"lease", "nodes", "lately", "incarnations"}
 
 
 async def test_nodes_are_listed_while_their_lease_holds(open_node: OpenNode) -> None:
@@ -211,6 +211,36 @@ async def test_nodes_are_listed_while_their_lease_holds(open_node: OpenNode) -> 
     assert (second.node_id, second.incarnation, second.region) == ("b", b.incarnation, "default")
     await a.stop()
     assert [node.node_id for node in await b.nodes.list()] == ["b"]
+
+
+async def test_a_node_that_went_without_a_goodbye_is_shown_as_lost_for_a_while(
+    open_node: OpenNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (a, _), (b, _), (c, _) = await open_node("a"), await open_node("b"), await open_node("c")
+    await die(a)
+    await c.stop()
+
+    async def shown() -> dict[str, bool]:
+        return {node.node_id: node.lost for node in await b.nodes.all()}
+
+    assert await shown() == {"a": True, "b": False}
+    assert [node.node_id for node in await b.nodes.list()] == ["b"]
+    # The sweep that clears away after it does not hide it.
+    await b.roster.sweep(0)
+    assert await shown() == {"a": True, "b": False}
+    again, _ = await open_node("a")
+    assert await shown() == {"a": False, "b": False}
+    await die(again)
+    monkeypatch.setattr("hub.cluster.nodes._LOST_SHOWN_MS", 1)
+    await asyncio.sleep(0.01)
+    assert await shown() == {"b": False}
+
+
+async def test_a_drained_node_can_be_shown_as_ready_again(open_node: OpenNode) -> None:
+    (a, _), (b, _) = await open_node("a"), await open_node("b")
+    for draining in (True, False):
+        await a.nodes.drain(draining)
+        assert [node.draining for node in await b.nodes.list()] == [draining, False]
 
 
 async def test_the_sessions_of_a_tenant_are_listed_and_found_on_any_node(open_node: OpenNode) -> None:

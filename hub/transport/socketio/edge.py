@@ -420,12 +420,12 @@ class Edge:
     async def _enter(self, session: Session, since: Position | None) -> None:
         """First the ear for what is said to the user, then the news that it is in: so nothing falls between."""
         await self._audience.expect(session.user)
+        missed = await self._missed(session, since) if since is not None else None
         if session.socket.open:
             self._welcome(session, since, missed)
         else:
             self._audience.forget(session.user)
             self._admission.leave(session.user)
-        missed = await self._missed(session, since) if since is not None else None
 
     async def _missed(self, session: Session, since: Position) -> Sequence[Missed] | None:
         try:
@@ -472,14 +472,14 @@ class Edge:
         )
 
 
+def _view(position: Position | None) -> UserPosition | None:
+    return UserPosition(position.epoch, position.offset) if position is not None else None
+
+
 def _refused(refusal: HubError) -> web.Response:
     if isinstance(refusal, errors.ServerBusy | errors.TooManyConnections):
         # Codes of sockets; as an HTTP status a stock client tries again after either.
         response = problem(refusal, secrets.token_hex(8))
         response.set_status(503 if isinstance(refusal, errors.ServerBusy) else 429)
-def _view(position: Position | None) -> UserPosition | None:
-    return UserPosition(position.epoch, position.offset) if position is not None else None
-
-
         return response
     return problem(refusal, secrets.token_hex(8))
