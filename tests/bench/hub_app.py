@@ -31,10 +31,9 @@ from hub.dispatch import Dispatcher
 from hub.policy import Permission
 from hub.protocol import errors
 from hub.protocol.fields import CallId
-from hub.settings import Address
 from hub.transport import middleware
 from hub.transport.auth import TokenRules, Tokens
-from hub.transport.socketio import Edge, EdgeOptions
+from hub.transport.socketio import Edge, EdgeOptions, listening
 from hub.transport.socketio.codec import Codec
 from tests.bench.stall import Stall
 
@@ -206,15 +205,18 @@ async def serve(port: int, secret: str, redis_url: str, node_id: str, *, watch: 
         public = web.Application()
         middleware.setup(public, origins=frozenset(), https=False)
         edge.attach(public)
+        runner = web.AppRunner(public, **middleware.RUNNER)
+        await runner.setup()
         async with asyncio.TaskGroup() as tasks:
             loops = [tasks.create_task(edge.run())]
             if watch:
                 loops.append(tasks.create_task(hub.stall.watch()))
-            async with app._listening(public, Address("127.0.0.1", port), "PORT", edge):
+            async with listening(runner, edge, "127.0.0.1", port):
                 app._tune_collector()
                 await stop.wait()
             for loop in loops:
                 loop.cancel()
+        await runner.cleanup()
 
 
 if __name__ == "__main__":
