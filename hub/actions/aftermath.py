@@ -14,7 +14,6 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from db import participants
 from db.calls import Call
 from db.participants import Participant
 from hub.actions import members, orders, rights
@@ -93,12 +92,9 @@ async def regrant(ctx: Context, call: Call, person: Participant, allowed: Permis
         await ctx.tell(call.id, MediaRevoked(person.id, sorted(lost)))
 
 
-async def regrant_all(ctx: Context, call: Call) -> None:
-    """The same for everybody in the call, after a feature was switched."""
-    async with ctx.transaction() as tx:
-        present = await participants.in_call(tx, call.id)
-        each = [(person, await members.allowed(tx, call, person)) for person in present]
-    await in_time(ctx, side_by_side(regrant(ctx, call, person, allowed) for person, allowed in each))
+async def regrant_all(ctx: Context, call: Call, people: Iterable[tuple[Participant, Permissions]]) -> None:
+    """The same for several, as they were before: after a feature was switched."""
+    await in_time(ctx, side_by_side(regrant(ctx, call, person, allowed) for person, allowed in people))
 
 
 def _publishing(person: Participant) -> frozenset[str]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from db import calls, participants
+from db.participants import Participant
+from db.pool import Transaction
 from hub.actions import joining, members
 from hub.actions.aftermath import announce
 from hub.actions.joining import Seat
 from hub.actions.settle import grace_of, settle
 from hub.actions.views import media_view
 from hub.commands import Commands, Rate
-from hub.context import Context
+from hub.context import Context, Member
 from hub.policy import publish_sources
 from hub.protocol import errors
 from hub.protocol.media import AuthorizeMedia, MediaAccess, MediaAnswer, MediaChanged, SetMedia
@@ -21,20 +25,13 @@ commands = Commands()
 @commands.add("media:authorize", needs="member", rate=Rate(20, per_s=10), mutates=False)
 async def authorize(ctx: Context, message: AuthorizeMedia) -> MediaAccess:
     """How to connect to the SFU as who you are in the call now."""
-    members.demand_in_call(ctx.member)
+    mine = members.demand_in_call(ctx.member)
     news = await joining.room_again(ctx, message.call_id)
     async with ctx.transaction(turn=message.call_id) as tx:
-        call = await calls.lock(tx, message.call_id)
-        mine = await participants.get(tx, message.call_id, members.demand_in_call(ctx.member).id)
-        if call is None or mine is None:
-            raise errors.NotFound()
-        # Again, under the lock: somebody may have been put out a moment ago.
-        members.demand_open(call)
-        if mine.status not in members.IN_CALL:
-            raise errors.NotInRoom()
-        member = members.as_member(ctx.actor, call, mine)
-        answer = await joining.access(ctx, tx, Seat(call, mine, member.role, member.permissions))
-        settled = await settle(tx, call.id, ctx.now(), fold=news, grace=grace_of(ctx.hub.rules))
+        member = await _again(ctx, tx, mine)
+        person = members.demand_in_call(member)
+        answer = await joining.access(ctx, tx, Seat(member.call, person, member.role, member.permissions))
+        settled = await settle(tx, member.call.id, ctx.now(), fold=news, grace=grace_of(ctx.hub.rules))
     await announce(ctx, settled)
     return answer
 
@@ -48,9 +45,7 @@ async def set_(ctx: Context, message: SetMedia) -> MediaAnswer:
         "camera": message.camera,
         "screen_share": message.screen_share,
     }
-    forbidden = {source for source, on in wanted.items() if on} - publish_sources(ctx.member.permissions)
-    if forbidden:
-        raise errors.Forbidden(f"you may not publish {', '.join(sorted(forbidden))}")
+    _demand_sources(ctx.member, wanted)
     said = MediaReported(
         at=now,
         known_at=now,
@@ -60,6 +55,7 @@ async def set_(ctx: Context, message: SetMedia) -> MediaAnswer:
         screen_share=message.screen_share,
     )
     async with ctx.transaction(turn=message.call_id) as tx:
+        _demand_sources(await _again(ctx, tx, mine), wanted)
         settled = await settle(tx, message.call_id, now, fold=[said], grace=grace_of(ctx.hub.rules))
         after = await participants.get(tx, message.call_id, mine.id)
         if after is None:
@@ -68,3 +64,20 @@ async def set_(ctx: Context, message: SetMedia) -> MediaAnswer:
         await ctx.keep(tx, answer)
     await announce(ctx, settled)
     return answer
+
+
+async def _again(ctx: Context, tx: Transaction, mine: Participant) -> Member:
+    """Who somebody is under the lock: they may have been put out, or given another role, a moment ago."""
+    call = await calls.lock(tx, mine.call_id)
+    person = await participants.get(tx, mine.call_id, mine.id)
+    if call is None or person is None:
+        raise errors.NotFound()
+    member = members.as_member(ctx.actor, call, person)
+    members.demand_in_call(member)
+    return member
+
+
+def _demand_sources(member: Member, wanted: Mapping[str, bool]) -> None:
+    forbidden = {source for source, on in wanted.items() if on} - publish_sources(member.permissions)
+    if forbidden:
+        raise errors.Forbidden(f"you may not publish {', '.join(sorted(forbidden))}")

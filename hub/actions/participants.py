@@ -11,7 +11,7 @@ from db import audit, bans, calls, participants
 from db.calls import Call
 from db.participants import Participant
 from db.pool import Transaction
-from hub.actions import joining, members, pages
+from hub.actions import joining, members, pages, rights
 from hub.actions.aftermath import announce, announce_gone, evict, in_time, regrant, tell_media
 from hub.actions.settle import grace_of, settle
 from hub.actions.views import participant_view
@@ -123,12 +123,15 @@ async def _edit(
         if ranked:
             await _note(ctx, tx, "participant:set_role", before, None, {"role": role, "was": before.role})
         allowed = [(each, await members.allowed(tx, call, each)) for each in ranked]
+        settled = await rights.withdraw(tx, call_id, allowed, ctx.now(), grace_of(ctx.hub.rules))
         new = {each.id: each for each in await participants.by_ids(tx, [each.id for each in old])}
         answer = ParticipantAnswer(participant_view(new[participant_id]))
         await ctx.keep(tx, answer)
     changed = [(each, new[each.id]) for each in old if participant_view(each) != participant_view(new[each.id])]
     for _, after in changed:
         await ctx.tell(call_id, ParticipantUpdated(participant_view(after)))
+    if settled is not None:
+        await announce(ctx, settled)
     await in_time(
         ctx,
         *(tell_media(ctx, call, each, after) for each, after in changed),

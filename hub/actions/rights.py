@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
+from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 from uuid import UUID
 
@@ -18,9 +19,12 @@ from db.calls import Call
 from db.errors import DatabaseUnavailable
 from db.participants import Participant
 from hub.actions import members
+from hub.actions.settle import Settled, settle
 from hub.media.values import Grant, ParticipantInfo
-from hub.policy import Permissions
+from hub.policy import Permissions, publish_sources
 from hub.protocol.errors import HubError, NotFound
+from hub.state.call import Grace
+from hub.state.facts import MediaReported
 
 if TYPE_CHECKING:
     from db.pool import Transaction
@@ -45,6 +49,41 @@ class RightsDesk(Protocol):
 
 def wanted(call: Call, person: Participant, allowed: Permissions) -> Grant:
     return members.grant_of(members.standing(call, person), allowed)
+
+
+async def everybody(tx: Transaction, call: Call) -> list[tuple[Participant, Permissions]]:
+    """Who is in the call, and what they may do now."""
+    return [(person, await members.allowed(tx, call, person)) for person in await participants.in_call(tx, call.id)]
+
+
+async def withdraw(
+    tx: Transaction, call_id: UUID, people: Iterable[tuple[Participant, Permissions]], now: datetime, grace: Grace
+) -> Settled | None:
+    """Show nothing as published that may not be, late in the transaction that took the right. None: nothing was."""
+    news = [each for person, allowed in people for each in _withdrawn(person, allowed, now)]
+    return await settle(tx, call_id, now, fold=news, grace=grace) if news else None
+
+
+def _withdrawn(person: Participant, allowed: Permissions, now: datetime) -> list[MediaReported]:
+    """What somebody shows without a right to, as the news that it is off."""
+    shown = (person.is_audio_enabled, person.is_video_enabled, person.is_screen_sharing)
+    may = publish_sources(allowed)
+    left = tuple(
+        on and source in may for on, source in zip(shown, ("microphone", "camera", "screen_share"), strict=True)
+    )
+    if left == shown:
+        return []
+    microphone, camera, screen_share = left
+    return [
+        MediaReported(
+            at=now,
+            known_at=now,
+            participant_id=person.id,
+            microphone=microphone,
+            camera=camera,
+            screen_share=screen_share,
+        )
+    ]
 
 
 async def give(media: Granting, call: Call, person: Participant, grant: Grant) -> bool:

@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType
 from db import audit, calls, users
 from db.calls import Call
 from db.pool import Transaction
-from hub.actions import joining, members, pages
+from hub.actions import joining, members, pages, rights
 from hub.actions.aftermath import LIVEKIT_S, announce, in_time, regrant_all
 from hub.actions.settle import Settled, grace_of, settle
 from hub.actions.views import call_view
@@ -192,14 +192,19 @@ async def update(ctx: Context, message: UpdateRoom) -> RoomAnswer:
             recording_enabled=_given(features.recording),
             metadata=metadata,
         )
+        switched = after.screen_sharing_enabled != before.screen_sharing_enabled
+        people = await rights.everybody(tx, after) if switched else []
+        settled = await rights.withdraw(tx, after.id, people, ctx.now(), grace_of(ctx.hub.rules))
         answer = RoomAnswer(call_view(after))
         await ctx.keep(tx, answer)
     if after.version != before.version:
         await ctx.tell(after.id, RoomUpdated(answer.call))
+    if settled is not None:
+        await announce(ctx, settled)
     if after.metadata != before.metadata:
         await in_time(ctx, _tell_media(ctx, after))
-    if after.screen_sharing_enabled != before.screen_sharing_enabled:
-        await regrant_all(ctx, after)
+    if switched:
+        await regrant_all(ctx, after, people)
     return answer
 
 

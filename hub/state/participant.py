@@ -142,7 +142,7 @@ def derive(
         left_at=person.kick_requested_at if status == "kicked" and left_at is None else left_at,
         left_reason=reason,
         duration_s=sum((until - begin).total_seconds() for begin, until in intervals),
-        media=_media(person, open_now, tracks) if status in IN_CALL else Media(),
+        media=_media(person, open_now, _last(lives), tracks) if status in IN_CALL else Media(),
         connected=bool(open_now),
     )
     return state, due
@@ -241,10 +241,15 @@ def _last_word(person: ParticipantFacts, lives: Sequence[Life]) -> str:
     return person.hub_left_reason or "left"
 
 
-def _media(person: ParticipantFacts, open_now: Sequence[Session], tracks: Sequence[Track]) -> Media:
+def _media(
+    person: ParticipantFacts, open_now: Sequence[Session], last: Closing | None, tracks: Sequence[Track]
+) -> Media:
     """What is published and not muted. Without LiveKit (another provider, or none) it is what the client says."""
     said = person.reported
     if not open_now:
+        if said is not None and last is not None and said.at <= last.at:
+            # It was about tracks that ended with their connection.
+            return Media()
         return Media(said.microphone, said.camera, said.screen_share) if said else Media()
     sids = {session.part_sid for session in open_now}
     published = [track for track in tracks if track.part_sid in sids and track.unpublished_by is None]

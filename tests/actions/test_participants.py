@@ -68,7 +68,7 @@ async def test_a_new_role_reaches_livekit_and_everybody(call: Call) -> None:
     await call.hub.publishes(call.id, "bob", "microphone")
     answer = await ann.do("participant:set_role", call_id=call.id, participant_id=bob, role="viewer")
     assert answer.participant.role == "viewer"
-    heard = dict(ann.heard[-2:])
+    heard = dict(ann.heard[-3:])
     assert heard["participant:updated"]["participant"]["role"] == "viewer"
     assert heard["media:revoked"]["sources"] == ["microphone"]
     seen = await call.media("bob")
@@ -427,6 +427,35 @@ async def test_what_one_says_about_ones_devices_is_told(hub: Node) -> None:
     assert (name, event["media"]) == ("media:changed", said)
     with pytest.raises(Forbidden):
         await bob.do("media:set", call_id=call_id, **{**said, "screen_share": True})
+
+
+async def test_who_loses_a_right_shows_nothing_of_it_any_more(hub: Node) -> None:
+    """Without the media server nobody else would ever take back what a client said about itself."""
+    ann, bob = hub.person("ann").socket(), hub.person("bob").socket()
+    call_id = await hub.person("ann").room()
+    await ann.join(call_id)
+    mine = (await bob.join(call_id)).self.participant_id
+    on = {"microphone": True, "camera": True, "screen_share": True}
+    await bob.do("media:set", call_id=call_id, **on)
+
+    async def shown() -> dict[str, bool]:
+        snapshot = await ann.do("room:sync", call_id=call_id, since={"epoch": "x", "offset": 0})
+        media: dict[str, bool] = msgspec.to_builtins(
+            next(each.media for each in snapshot.participants if each.participant_id == mine)
+        )
+        return media
+
+    assert await shown() == on
+    await ann.do("room:update", call_id=call_id, features={"screen_share": False})
+    assert await shown() == {**on, "screen_share": False}
+    assert ann.heard[-1][1]["sources"] == ["screen_share"]
+    answer = await ann.do("participant:set_role", call_id=call_id, participant_id=mine, role="viewer")
+    off = dict.fromkeys(on, False)
+    assert await shown() == off == msgspec.to_builtins(answer.participant.media)
+    assert ann.names()[-3:] == ["participant:updated", "media:changed", "media:revoked"]
+    assert ann.heard[-2][1]["media"] == off and ann.heard[-1][1]["sources"] == ["camera", "microphone"]
+    assert (await bob.ack("media:set", call_id=call_id, **{**off, "camera": True})).ok is False
+    assert (await bob.ack("media:set", call_id=call_id, **off)).ok is True
 
 
 async def test_media_access_is_given_again_with_the_present_rights(call: Call) -> None:

@@ -521,6 +521,20 @@ def test_without_livekit_the_client_is_believed() -> None:
     assert story.of("anna", 6).media.screen_share is True
 
 
+def test_what_a_client_said_of_its_tracks_ends_with_its_connection() -> None:
+    story = Story("anna").hear(started(0), joined(1, "anna"), published(2, "anna", "TR_1"))
+    story.person("anna", hub_joined_at=at(0))
+    say = MediaReported(
+        at=at(5), known_at=at(5), participant_id=story.ids["anna"], microphone=True, camera=False, screen_share=False
+    )
+    story.hear(say)
+    assert story.of("anna", 6).media.microphone is True
+    story.hear(left(8, "anna"))
+    assert (story.status("anna", 9), story.of("anna", 9).media.microphone) == ("joined", False)
+    story.hear(msgspec.structs.replace(say, at=at(10), known_at=at(10)))
+    assert story.of("anna", 11).media.microphone is True
+
+
 # ------------------------------------------------------------------------------------------------------------ the sweep
 
 
@@ -552,6 +566,14 @@ def test_what_the_sweep_concluded_it_may_revoke() -> None:
     assert story.status("anna", 21) == "reconnecting"
     story.hear(seen(30, person("anna", None, 1)))
     assert (story.status("anna", 31), story.of("anna", 31).duration_s) == ("joined", 30)
+
+
+def test_two_looks_at_once_are_one_miss() -> None:
+    """An operator's reconciliation beside the sweep's own, on whatever node: the same stale answer twice."""
+    story = Story("anna").hear(started(0), joined(1, "anna"), seen(10), seen(11.9), absent(11.9))
+    assert story.status("anna", 12) == "joined"
+    assert story.hear(seen(11.9), seen(10)).facts.missed_at == at(10)
+    assert story.hear(seen(12)).status("anna", 12) == "reconnecting"
 
 
 def test_what_livekit_said_itself_no_snapshot_revokes() -> None:
