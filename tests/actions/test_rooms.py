@@ -54,7 +54,7 @@ async def test_the_briefs_body_makes_a_call(hub: Node) -> None:
 
 
 async def test_screens_are_shared_by_default(hub: Node) -> None:
-    """S-113: without the field it is on, and the token allows a screen; switched off, neither."""
+    """S-113, S-215: without the field it is on, and the token allows a screen; switched off, neither."""
     ann = hub.person("ann")
     on, off = await ann.room(), await ann.room(screen_sharing_enabled=False)
     for call_id, may in ((on, True), (off, False)):

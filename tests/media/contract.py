@@ -17,7 +17,7 @@ from tests.media.worlds import World
 
 
 async def test_a_room_is_made_with_its_limits_and_listed(world: World) -> None:
-    """S-016, S-015: create and list, with an authenticated call each."""
+    """S-016, S-015, S-097, S-129, S-228: create and list, with an authenticated call each."""
     made = await world.door.create_room(
         world.room, max_participants=5, empty_timeout_s=60, departure_timeout_s=7, metadata={"topic": "tea"}
     )
