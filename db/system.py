@@ -47,12 +47,13 @@ async def tenant_of_call(tx: Transaction, call_id: UUID) -> UUID | None:
     return found
 
 
-OPEN_CALLS = "SELECT tenant_id, call_id, room_name, region, status, created_at FROM system_open_calls()"
+MOVING_CALLS = "SELECT tenant_id, call_id, room_name, region, status, created_at FROM system_moving_calls($1)"
 
 
-async def open_calls(tx: Transaction) -> list[OpenCall]:
-    """Every call that has not ended, oldest first."""
-    return [OpenCall(*row) for row in await tx.fetch(OPEN_CALLS)]
+async def moving_calls(tx: Transaction, listed: Iterable[str] = ()) -> list[OpenCall]:
+    """Every call that has not ended, oldest first; without those that wait for nobody in particular: their room is
+    known to be gone and is none of the `listed`, and nobody is in them or about to be."""
+    return [OpenCall(*row) for row in await tx.fetch(MOVING_CALLS, list(listed))]
 
 
 DUE_CALLS = "SELECT tenant_id, call_id, due_at FROM system_due_calls($1, $2)"

@@ -158,9 +158,9 @@ class LostSockets(Generic[L]):
     async def _unknown(self, before: datetime) -> list[tuple[UUID, UUID, UUID]]:
         """(tenant, call, participant) attached since before then, without a session in the roster."""
         async with self._desk.db.system() as tx:
-            open_calls = await system.open_calls(tx)
+            moving = await system.moving_calls(tx)
         of_tenant: dict[UUID, list[UUID]] = {}
-        for call in open_calls:
+        for call in moving:
             of_tenant.setdefault(call.tenant_id, []).append(call.call_id)
         unknown = []
         for tenant_id, call_ids in of_tenant.items():

@@ -2,7 +2,7 @@
 
 One node at a time runs it. Every two seconds it looks whether LiveKit is there and has the rooms it had; every sweep
 interval, and at once where something is missing, it compares every open call. So a room that LiveKit lost is made again
-within seconds of LiveKit's return.
+within seconds of LiveKit's return. A round over very many calls takes several turns, with such a look before each.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Protocol
 from uuid import UUID
@@ -38,6 +38,8 @@ SWEEPS = metrics.counter("sweeps", "Comparisons with LiveKit, by outcome", "outc
 SWEEP_SECONDS = metrics.histogram("sweep", "Time of a whole comparison with LiveKit")
 
 PROBE_S = 2.0
+# A turn compares for so long and then lets LiveKit be looked at again; what is urgent gets the first half of it.
+_TURN_S = 2.0
 _ROOMS_AT_ONCE = 4
 _TIMEOUT_S = 5.0
 # A room whose node is gone answers "unavailable" although it is listed.
@@ -100,6 +102,21 @@ class _DryRun(Exception):
     """Takes a settling back."""
 
 
+class _Round(msgspec.Struct):
+    """One comparison of every open call, in as many turns as it takes."""
+
+    dry_run: bool = False
+    # Those it has not come to yet; None before the first turn.
+    left: set[UUID] | None = None
+    compared: int = 0
+    skipped: int = 0
+    corrections: list[Correction] = []
+
+    @property
+    def done(self) -> bool:
+        return self.left is not None and not self.left
+
+
 class Sweep:
     """`run()` until cancelled; `once()` whenever somebody wants to know. `regions` are all that calls may be in."""
 
@@ -111,13 +128,19 @@ class Sweep:
         regions: Sequence[str],
         every_s: float = 10.0,
         probe_s: float = PROBE_S,
+        turn_s: float = _TURN_S,
     ) -> None:
         self._desk = desk
         self._leader = leader
         self._regions = tuple(regions)
         self._every_s = every_s
         self._probe_s = min(probe_s, every_s)
+        self._turn_s = turn_s
         self._turn = asyncio.Lock()
+        # The round that is on, which `run` goes on with at each look.
+        self._round: _Round | None = None
+        self._began = 0.0
+        self._returned = False
         # By region: since when it does not answer, and the rooms of ours that it had when it was last asked.
         self._silent_since: dict[str, datetime] = {}
         self._had: dict[str, set[str]] = {}
@@ -127,6 +150,8 @@ class Sweep:
         self._strikes: dict[str, int] = {}
         # Rooms that should be there and are not: looked for at every probe.
         self._missing: set[str] = set()
+        # When a call was compared last, so that those come first that have waited longest.
+        self._compared_at: dict[UUID, float] = {}
 
     async def run(self) -> None:
         due_at = 0.0
@@ -145,50 +170,73 @@ class Sweep:
                 # A bug in one sweep must not be the end of all sweeps.
                 SWEEPS.labels("crashed").inc()
                 log.exception("sweep_crashed")
-            await asyncio.sleep(self._probe_s)
+            await asyncio.sleep(0 if self._round is not None else self._probe_s)
 
     async def once(self, *, dry_run: bool = False) -> SweepReport:
         """Compare every open call now; `dry_run` changes, tells and orders nothing. Raises DatabaseUnavailable."""
-        async with self._turn:
-            listings, _ = await self._list()
-            return await self._compare(listings, None, dry_run=dry_run)
+        started, at = time.perf_counter(), self._desk.clock()
+        round_ = _Round(dry_run)
+        listings: Mapping[str, _Listing] = {}
+        while not round_.done:
+            async with self._turn:
+                listings = await self._list()
+                await self._compare(listings, round_)
+        took_s = time.perf_counter() - started
+        if not dry_run:
+            _count_round(took_s)
+        return SweepReport(
+            at=at,
+            took_ms=int(took_s * 1000),
+            dry_run=dry_run,
+            calls=round_.compared,
+            rooms=sum(len(listing.rooms or ()) for listing in listings.values()),
+            unreachable=tuple(region for region, listing in listings.items() if listing.rooms is None),
+            skipped=round_.skipped,
+            corrections=tuple(round_.corrections),
+        )
 
     async def _probe(self, *, full: bool) -> bool:
         """Ask LiveKit for its rooms; compare where it is time or where rooms are missing. True: compared everything."""
         async with self._turn:
-            listings, returned = await self._list()
-            if full or returned:
-                await self._compare(listings, None, dry_run=False)
-                return True
-            wanted = set(self._missing)
-            for region, listing in listings.items():
-                if listing.rooms is not None:
-                    wanted |= self._had.get(region, set()) - set(listing.rooms)
-            silent = {region for region, listing in listings.items() if listing.rooms is None} - self._known_silent
-            if wanted or silent:
-                await self._compare(
-                    listings,
-                    lambda call: call.room_name in wanted or self._region(call, listings) in silent,
-                    dry_run=False,
-                )
-            else:
+            listings = await self._list()
+            if self._returned or (full and self._round is None):
+                self._round, self._returned = _Round(), False
+                self._began = time.perf_counter()
+            if self._round is None and not any(self._urgent(listings)):
                 self._had.update({region: set(listing.rooms or ()) for region, listing in listings.items()})
-            return False
+                return False
+            await self._compare(listings, self._round)
+            if self._round is None or not self._round.done:
+                return False
+            self._round = None
+            _count_round(time.perf_counter() - self._began)
+            return True
+
+    def _urgent(self, listings: Mapping[str, _Listing]) -> tuple[set[str], set[str]]:
+        """Rooms that are missing, and regions of whose silence their calls do not know."""
+        wanted = set(self._missing)
+        for region, listing in listings.items():
+            if listing.rooms is not None:
+                wanted |= self._had.get(region, set()) - set(listing.rooms)
+        return wanted, {region for region, listing in listings.items() if listing.rooms is None} - self._known_silent
 
     def _forget(self) -> None:
         """Another node sweeps: what we remember grows old."""
+        self._round, self._returned = None, False
+        self._compared_at.clear()
         self._silent_since.clear()
         self._known_silent.clear()
         self._had.clear()
         self._strikes.clear()
         self._missing.clear()
 
-    async def _list(self) -> tuple[dict[str, _Listing], bool]:
-        """Every region's rooms, and whether a region answers again that did not."""
+    async def _list(self) -> dict[str, _Listing]:
+        """Every region's rooms. Notes whether a region answers again that did not."""
         was_silent = set(self._silent_since)
         async with asyncio.TaskGroup() as tasks:
             asked = {region: tasks.create_task(self._list_region(region)) for region in self._regions}
-        return {region: task.result() for region, task in asked.items()}, bool(was_silent - set(self._silent_since))
+        self._returned |= bool(was_silent - set(self._silent_since))
+        return {region: task.result() for region, task in asked.items()}
 
     async def _list_region(self, region: str) -> _Listing:
         at = self._desk.clock()
@@ -204,85 +252,103 @@ class Sweep:
             log.info("media_back", region=region)
         return _Listing(at, {room.name: room for room in rooms if OUR_ROOM.match(room.name)})
 
-    async def _compare(
-        self, listings: Mapping[str, _Listing], only: Callable[[OpenCall], bool] | None, *, dry_run: bool
-    ) -> SweepReport:
-        started, at = time.perf_counter(), self._desk.clock()
+    async def _compare(self, listings: Mapping[str, _Listing], round_: _Round | None) -> None:
+        """One turn: what is urgent, and a piece of the round."""
+        dry_run = round_ is not None and round_.dry_run
         async with self._desk.db.system() as tx:
-            open_calls = await system.open_calls(tx)
-        calls = open_calls if only is None else [call for call in open_calls if only(call)]
-        gate = asyncio.Semaphore(_ROOMS_AT_ONCE)
+            calls = await system.moving_calls(
+                tx, [name for listing in listings.values() for name in listing.rooms or ()]
+            )
+        by_id = {call.call_id: call for call in calls}
+        wanted, silent = self._urgent(listings) if not dry_run else (set(), set())
+        urgent = [call for call in calls if call.room_name in wanted or self._region(call, listings) in silent]
+        rest: list[OpenCall] = []
+        if round_ is not None:
+            round_.left = set(by_id) if round_.left is None else round_.left & set(by_id)
+            rest = [by_id[call_id] for call_id in round_.left - {call.call_id for call in urgent}]
+        begun = time.monotonic()
+        outcomes = await self._each(urgent, listings, begun + self._turn_s / 2, dry_run=dry_run)
+        outcomes += await self._each(rest, listings, begun + self._turn_s, dry_run=dry_run)
+        corrections = [correction for outcome in outcomes for correction in outcome.corrections]
+        if round_ is not None:
+            assert round_.left is not None
+            fresh = [outcome for outcome in outcomes if outcome.call_id in round_.left]
+            round_.left -= {outcome.call_id for outcome in fresh}
+            round_.compared += len(fresh)
+            round_.skipped += sum(outcome.skipped for outcome in fresh)
+            if round_.done:
+                open_rooms = {call.room_name for call in calls}
+                corrections += await self._orphans(listings, open_rooms, dry_run=dry_run)
+            round_.corrections += corrections
+        if not dry_run:
+            self._remember(listings, outcomes, urgent, by_id)
+            for correction in corrections:
+                CORRECTIONS.labels(correction.kind).inc()
+
+    async def _each(
+        self, calls: Iterable[OpenCall], listings: Mapping[str, _Listing], until: float, *, dry_run: bool
+    ) -> list[_Outcome]:
+        """Some at a time, those first that have waited longest, the active before the others; one each in any case."""
+        waiting = iter(sorted(calls, key=lambda call: (self._compared_at.get(call.call_id, 0), call.status != "active")))
         outcomes: list[_Outcome] = []
 
-        async def one(call: OpenCall) -> None:
-            async with gate:
+        async def work() -> None:
+            for call in waiting:
                 outcomes.append(await self._one(call, listings, dry_run=dry_run))
+                if time.monotonic() >= until:
+                    return
 
         async with asyncio.TaskGroup() as tasks:
-            for call in calls:
-                tasks.create_task(one(call))
-        corrections = [correction for outcome in outcomes for correction in outcome.corrections]
-        open_rooms = {call.room_name for call in open_calls}
-        if only is None:
-            corrections += await self._orphans(listings, open_rooms, dry_run=dry_run)
-        if not dry_run:
-            self._remember(listings, outcomes, {call.room_name for call in calls}, open_rooms)
-            self._count(corrections, time.perf_counter() - started)
-        return SweepReport(
-            at=at,
-            took_ms=int((time.perf_counter() - started) * 1000),
-            dry_run=dry_run,
-            calls=len(calls),
-            rooms=sum(len(listing.rooms or ()) for listing in listings.values()),
-            unreachable=tuple(region for region, listing in listings.items() if listing.rooms is None),
-            skipped=sum(outcome.skipped for outcome in outcomes),
-            corrections=tuple(corrections),
-        )
+            for _ in range(_ROOMS_AT_ONCE):
+                tasks.create_task(work())
+        return outcomes
 
     def _remember(
         self,
         listings: Mapping[str, _Listing],
-        outcomes: Iterable[_Outcome],
-        compared: Collection[str],
-        open_rooms: Collection[str],
+        outcomes: Sequence[_Outcome],
+        urgent: Iterable[OpenCall],
+        open_calls: Mapping[UUID, OpenCall],
     ) -> None:
-        found_missing = {outcome.room_name for outcome in outcomes if outcome.room_missing}
-        self._missing = ((self._missing - set(compared)) | found_missing) & set(open_rooms)
+        now, compared = time.monotonic(), {outcome.call_id for outcome in outcomes}
+        not_reached = {call.room_name for call in urgent if call.call_id not in compared}
+        # A room that is gone and whose call nobody has come to is not forgotten.
+        self._missing = not_reached | {outcome.room_name for outcome in outcomes if outcome.room_missing}
+        open_rooms = {call.room_name for call in open_calls.values()}
         self._strikes = {name: strikes for name, strikes in self._strikes.items() if name in open_rooms}
-        failed = any(outcome.failed for outcome in outcomes)
+        self._compared_at = {
+            call_id: now if call_id in compared else self._compared_at.get(call_id, 0) for call_id in open_calls
+        }
+        all_told = not not_reached and not any(outcome.failed for outcome in outcomes)
         for region, listing in listings.items():
             if listing.rooms is not None:
                 self._had[region] = set(listing.rooms)
                 self._known_silent.discard(region)
-            elif not failed and listing.at - self._silent_since.get(region, listing.at) >= _SILENT_AFTER:
+            elif all_told and listing.at - self._silent_since.get(region, listing.at) >= _SILENT_AFTER:
                 self._known_silent.add(region)
-
-    def _count(self, corrections: Iterable[Correction], took_s: float) -> None:
-        SWEEPS.labels("done").inc()
-        SWEEP_SECONDS.observe(took_s)
-        for correction in corrections:
-            CORRECTIONS.labels(correction.kind).inc()
 
     async def _one(self, call: OpenCall, listings: Mapping[str, _Listing], *, dry_run: bool) -> _Outcome:
         connected: list[ParticipantInfo] = []
         try:
             news = await self._news(call, listings, connected)
             if not news:
-                return _Outcome(call.room_name, skipped=True)
+                return _Outcome(call.call_id, call.room_name, skipped=True)
             settled = await self._settle(call, news, dry_run=dry_run)
         except NotFound:
-            return _Outcome(call.room_name)
+            return _Outcome(call.call_id, call.room_name)
         except DatabaseUnavailable as error:
             log.warning("call_not_compared", call_id=str(call.call_id), error=str(error))
-            return _Outcome(call.room_name, skipped=True, failed=True)
+            return _Outcome(call.call_id, call.room_name, skipped=True, failed=True)
         except Exception:
             log.exception("call_not_compared", call_id=str(call.call_id))
-            return _Outcome(call.room_name, skipped=True, failed=True)
+            return _Outcome(call.call_id, call.room_name, skipped=True, failed=True)
         if not dry_run:
             await conclude(self._desk, settled)
             await align(self._desk, call.tenant_id, call.call_id, connected)
         missing = any(isinstance(order, MakeRoom) for order in settled.orders)
-        return _Outcome(call.room_name, corrections=_corrections(call, settled), room_missing=missing)
+        return _Outcome(
+            call.call_id, call.room_name, corrections=_corrections(call, settled), room_missing=missing
+        )
 
     def _region(self, call: OpenCall, listings: Mapping[str, _Listing]) -> str:
         """A call that names no region, or one that is no more, is in the first."""
@@ -360,7 +426,13 @@ class Sweep:
         return found
 
 
+def _count_round(took_s: float) -> None:
+    SWEEPS.labels("done").inc()
+    SWEEP_SECONDS.observe(took_s)
+
+
 class _Outcome(msgspec.Struct, frozen=True):
+    call_id: UUID
     room_name: str
     corrections: Sequence[Correction] = ()
     room_missing: bool = False

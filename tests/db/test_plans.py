@@ -158,7 +158,7 @@ _RUNS: dict[str, Callable[[Transaction], Awaitable[Any]]] = {
     "GET /admin/inbox": lambda tx: inbox.page_of_tenant(tx, limit=50),
     "room name to tenant": lambda tx: system.call_by_room_name(tx, "room_77_1"),
     "call to tenant": lambda tx: system.tenant_of_call(tx, _CALL),
-    "open calls": lambda tx: system.open_calls(tx),
+    "moving calls": lambda tx: system.moving_calls(tx, ["room_77_1"]),
     "inbox depth": lambda tx: inbox.depth(tx),
     "inbox list": lambda tx: inbox.page(tx, limit=50),
     "inbox claim": lambda tx: inbox.claim(tx, 10, 0),

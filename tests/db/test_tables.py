@@ -319,7 +319,7 @@ async def test_the_looks_across_tenants_find_what_a_tenant_cannot(db: Database) 
         assert await system.call_by_room_name(tx, "room_none_1") is None
         assert await system.tenant_of_call(tx, made[0].id) == first
         assert await system.tenant_of_call(tx, uuid4()) is None
-        assert [(each.tenant_id, each.call_id, each.region) for each in await system.open_calls(tx)] == [
+        assert [(each.tenant_id, each.call_id, each.region) for each in await system.moving_calls(tx)] == [
             (first, made[0].id, "eu"),
             (second, made[1].id, "eu"),
         ]
