@@ -32,7 +32,7 @@ class Loaded(msgspec.Struct, frozen=True):
 # NO KEY UPDATE: enough against another settling, and children of the call can still be inserted meanwhile.
 LOCK_CALL = """
 SELECT id, livekit_room_name, livekit_room_sid, status, created_at, started_at, ended_at, end_reason, empty_since,
-       due_at, waiting_expires_at, room_absent_since, media_silent_since
+       due_at, waiting_expires_at, room_absent_since, media_silent_since, missed_at
 FROM calls WHERE id = $1 FOR NO KEY UPDATE
 """
 PARTICIPANTS = """
@@ -150,7 +150,7 @@ async def save_participants(tx: Transaction, call_id: UUID, rows: Sequence[Row])
 WRITE_CALL = """
 UPDATE calls
 SET status = $2, livekit_room_sid = $3, started_at = $4, ended_at = $5, end_reason = $6, empty_since = $7, due_at = $8,
-    room_absent_since = $9, media_silent_since = $10
+    room_absent_since = $9, media_silent_since = $10, missed_at = $11
 WHERE id = $1
 """
 
@@ -168,6 +168,7 @@ async def write_call(
     due_at: datetime | None,
     room_absent_since: datetime | None,
     media_silent_since: datetime | None,
+    missed_at: datetime | None,
 ) -> None:
     await tx.execute(
         WRITE_CALL,
@@ -181,6 +182,7 @@ async def write_call(
         due_at,
         room_absent_since,
         media_silent_since,
+        missed_at,
     )
 
 

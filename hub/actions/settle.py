@@ -103,6 +103,7 @@ def _facts(loaded: facts.Loaded) -> CallFacts:
         end_reason=call["end_reason"],
         room_absent_since=call["room_absent_since"],
         media_silent_since=call["media_silent_since"],
+        missed_at=call["missed_at"],
         incarnations={row["room_sid"]: Incarnation(*row) for row in loaded.incarnations},
         sessions={row["part_sid"]: Session(*row) for row in loaded.sessions},
         tracks={row["track_sid"]: Track(*row) for row in loaded.tracks},
@@ -205,8 +206,7 @@ async def _write(
                 )
             )
     await facts.write_participants(tx, learned.call_id, rows)
-    silence = (learned.room_absent_since, learned.media_silent_since)
-    if _call_columns(before) != _call_columns(after) or silence != (known.room_absent_since, known.media_silent_since):
+    if _call_columns(before) != _call_columns(after) or _silence(known) != _silence(learned):
         await facts.write_call(
             tx,
             learned.call_id,
@@ -219,8 +219,13 @@ async def _write(
             due_at=after.due_at,
             room_absent_since=learned.room_absent_since,
             media_silent_since=learned.media_silent_since,
+            missed_at=learned.missed_at,
         )
     return [row[0] for row in rows]
+
+
+def _silence(known: CallFacts) -> tuple[Any, ...]:
+    return (known.room_absent_since, known.media_silent_since, known.missed_at)
 
 
 def _differs(old: ParticipantState, new: ParticipantState) -> bool:

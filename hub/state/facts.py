@@ -27,6 +27,8 @@ COUNTABLE_KINDS = frozenset({"standard", "sip", "ingress", "connector"})
 SNAPSHOT_MARGIN = timedelta(seconds=2)
 # LiveKit's lists are eventually consistent when they come from its Redis: one absence may be a stale answer.
 MISSES = 2
+# Two looks closer than this see the same stale answer, as when an operator asks while the sweep looks.
+MISS_APART = timedelta(seconds=2)
 EVENT_RESOLUTION = timedelta(seconds=1)
 # Rejoining without end must not grow a row without end: beyond this the oldest intervals are joined into one.
 MAX_INTERVALS = 64
@@ -144,6 +146,8 @@ class CallFacts(msgspec.Struct, frozen=True, kw_only=True):
     room_absent_since: datetime | None = None
     # LiveKit did not answer at all.
     media_silent_since: datetime | None = None
+    # When LiveKit was asked, the last time that an absence counted.
+    missed_at: datetime | None = None
     incarnations: Mapping[str, Incarnation] = {}
     sessions: Mapping[str, Session] = {}
     tracks: Mapping[str, Track] = {}
@@ -442,18 +446,15 @@ def _seen(facts: CallFacts, event: SweepSeen) -> CallFacts:
     if room.finished_by == "sweep" or room.miss:
         room = msgspec.structs.replace(room, finished_at=None, finished_by=None, finish_reason=None, miss=0)
         facts = _put_incarnation(facts, room)
-    for other in _open_incarnations(facts):
-        # One name is one room: a listed sid says that the other sids are gone.
-        if other.room_sid != event.room_sid and other.known_at <= event.at - SNAPSHOT_MARGIN:
-            facts = _put_incarnation(facts, _missed_room(other, event.at))
     if event.people is None:
-        return facts
+        return _counted(facts, _miss_other_rooms(facts, event), event.at)
     said_at = {person.identity: person.reported.at for person in facts.participants.values() if person.reported}
     for person in event.people:
         facts = _seen_person(facts, event, person, said_at.get(person.identity))
     present = {person.part_sid for person in event.people}
-    facts = _miss_tracks(facts, event.at, present, {track.track_sid for p in event.people for track in p.tracks})
-    return _miss_sessions(facts, event.at, present)
+    missed = _miss_other_rooms(facts, event)
+    missed = _miss_tracks(missed, event.at, present, {track.track_sid for p in event.people for track in p.tracks})
+    return _counted(facts, _miss_sessions(missed, event.at, present), event.at)
 
 
 def _seen_person(facts: CallFacts, event: SweepSeen, person: SeenPerson, said_at: datetime | None) -> CallFacts:
@@ -500,9 +501,25 @@ def _absent(facts: CallFacts, event: RoomAbsent) -> CallFacts:
     old_enough = [room for room in _open_incarnations(facts) if room.known_at <= event.at - SNAPSHOT_MARGIN]
     if len(old_enough) == len(_open_incarnations(facts)) and facts.room_absent_since is None:
         facts = msgspec.structs.replace(facts, room_absent_since=event.at)
+    missed = facts
     for room in old_enough:
-        facts = _put_incarnation(facts, _missed_room(room, event.at))
-    return _miss_sessions(facts, event.at, present=set())
+        missed = _put_incarnation(missed, _missed_room(room, event.at))
+    return _counted(facts, _miss_sessions(missed, event.at, present=set()), event.at)
+
+
+def _counted(facts: CallFacts, missed: CallFacts, at: datetime) -> CallFacts:
+    """`missed`, the facts with what was absent at `at`; or without, where absences were counted just before."""
+    if missed is facts or (facts.missed_at is not None and at < facts.missed_at + MISS_APART):
+        return facts
+    return msgspec.structs.replace(missed, missed_at=at)
+
+
+def _miss_other_rooms(facts: CallFacts, event: SweepSeen) -> CallFacts:
+    """One name is one room: a listed sid says that the other sids are gone."""
+    for other in _open_incarnations(facts):
+        if other.room_sid != event.room_sid and other.known_at <= event.at - SNAPSHOT_MARGIN:
+            facts = _put_incarnation(facts, _missed_room(other, event.at))
+    return facts
 
 
 def _missed_room(room: Incarnation, at: datetime) -> Incarnation:

@@ -309,6 +309,23 @@ async def test_calls_of_many_tenants_are_swept(world: World) -> None:
     assert (await world.row(mine)).status == (await other.row(theirs)).status == "active"
 
 
+async def test_two_reconciliations_in_a_row_conclude_no_more_than_one(world: World) -> None:
+    """Each node has a sweep of its own; what counts is when LiveKit was asked."""
+    world.livekit.faults.webhooks.drop = {"*"}
+    call = await world.call("anna", "bob")
+    for identity in ("anna", "bob"):
+        world.livekit.join(call.livekit_room_name, identity)
+    await world.sweep.once()
+    world.livekit.leave(call.livekit_room_name, "bob")
+    world.clock.forward(10)
+    await asyncio.gather(*(Sweep(world, world.leader, regions=["default"]).once() for _ in range(2)))
+    await world.sweep.once()
+    assert await world.status(call, "bob") == "joined"
+    world.clock.forward(2)
+    await world.sweep.once()
+    assert await world.status(call, "bob") == "reconnecting"
+
+
 async def test_waiting_calls_expire(world: World) -> None:
     call = await world.call("anna")
     world.clock.forward(timedelta(days=2).total_seconds())

@@ -576,6 +576,14 @@ def test_two_looks_at_once_are_one_miss() -> None:
     assert story.hear(seen(12)).status("anna", 12) == "reconnecting"
 
 
+def test_two_looks_at_once_are_one_miss() -> None:
+    """An operator's reconciliation beside the sweep's own, on whatever node: the same stale answer twice."""
+    story = Story("anna").hear(started(0), joined(1, "anna"), seen(10), seen(11.9))
+    assert story.status("anna", 12) == "joined"
+    assert story.hear(seen(11.9), seen(10)).facts.missed_at == at(10)
+    assert story.hear(seen(12)).status("anna", 12) == "reconnecting"
+
+
 def test_what_livekit_said_itself_no_snapshot_revokes() -> None:
     story = Story("anna").hear(started(0), joined(1, "anna"), left(9, "anna"), seen(9.5, person("anna")))
     assert story.status("anna", 20) == "left"
