@@ -158,7 +158,7 @@ class Sweep:
         while True:
             try:
                 if await self._leader.leads():
-                    if await self._probe(full=time.monotonic() >= due_at):
+                    if await self.probe(full=time.monotonic() >= due_at):
                         due_at = time.monotonic() + self._every_s
                 else:
                     self._forget()
@@ -195,7 +195,7 @@ class Sweep:
             corrections=tuple(round_.corrections),
         )
 
-    async def _probe(self, *, full: bool) -> bool:
+    async def probe(self, *, full: bool) -> bool:
         """Ask LiveKit for its rooms; compare where it is time or where rooms are missing. True: compared everything."""
         async with self._turn:
             listings = await self._list()
@@ -289,7 +289,9 @@ class Sweep:
         self, calls: Iterable[OpenCall], listings: Mapping[str, _Listing], until: float, *, dry_run: bool
     ) -> list[_Outcome]:
         """Some at a time, those first that have waited longest, the active before the others; one each in any case."""
-        waiting = iter(sorted(calls, key=lambda call: (self._compared_at.get(call.call_id, 0), call.status != "active")))
+        waiting = iter(
+            sorted(calls, key=lambda call: (self._compared_at.get(call.call_id, 0), call.status != "active"))
+        )
         outcomes: list[_Outcome] = []
 
         async def work() -> None:
@@ -346,9 +348,7 @@ class Sweep:
             await conclude(self._desk, settled)
             await align(self._desk, call.tenant_id, call.call_id, connected)
         missing = any(isinstance(order, MakeRoom) for order in settled.orders)
-        return _Outcome(
-            call.call_id, call.room_name, corrections=_corrections(call, settled), room_missing=missing
-        )
+        return _Outcome(call.call_id, call.room_name, corrections=_corrections(call, settled), room_missing=missing)
 
     def _region(self, call: OpenCall, listings: Mapping[str, _Listing]) -> str:
         """A call that names no region, or one that is no more, is in the first."""

@@ -334,3 +334,64 @@ async def test_waiting_calls_expire(world: World) -> None:
     assert (row.status, row.end_reason) == ("ended", "expired")
     await world.work_off()
     assert world.livekit.rooms == {}
+
+
+async def test_calls_that_wait_for_nobody_are_passed_over(world: World) -> None:
+    """Hundreds of calls that were made and never entered cost the sweep nothing, once it knows them."""
+    ours = [await world.call(room=False) for _ in range(3)]
+    joining = await world.call("anna", room=False)
+    await _many(world, 400)
+    world.clock.forward(10)
+    assert (await world.sweep.once()).calls == 404
+    world.clock.forward(10)
+    report = await world.sweep.once()
+    # The one with somebody on the way in is looked at each time.
+    assert (report.calls, report.corrections) == (1, ())
+    assert set(world.livekit.rooms) == {joining.livekit_room_name}
+    # As soon as LiveKit has a room again, or somebody wants in, a call is looked at again.
+    await world.media.create_room(ours[0].livekit_room_name)
+    await world.invite(ours[1], "bob")
+    assert (await world.sweep.once()).calls == 3
+    assert ours[1].livekit_room_name in world.livekit.rooms
+
+
+async def _many(world: World, number: int) -> None:
+    """Calls that wait, as the hub made them, and whose rooms LiveKit has closed."""
+    async with world.db.tenant(world.tenant_id) as tx:
+        await tx.execute(
+            "INSERT INTO calls (owner_id, name, call_type, livekit_room_name, region, waiting_expires_at)"
+            " SELECT 'owner', 'Test', 'group', 'room_hub0many' || n || '_1', 'default', now() + interval '1 day'"
+            " FROM generate_series(1, $1) n",
+            number,
+        )
+
+
+async def test_livekit_is_looked_at_while_a_long_comparison_is_on(world: World) -> None:
+    """A room that vanishes amid a round over hundreds of calls is made again before the round is over."""
+    call = await world.call("anna")
+    name = call.livekit_room_name
+    world.livekit.join(name, "anna")
+    await world.work_off()
+    await _many(world, 400)
+    world.clock.forward(10)
+    world.sweep = Sweep(world, world.leader, regions=["default"], every_s=60, probe_s=0.05, turn_s=0.05)
+    await world.sweep.probe(full=True)
+    await world.livekit.crash()
+    await world.livekit.restart()
+    turns = 0
+    while name not in world.livekit.rooms:
+        assert not await world.sweep.probe(full=True), "the round is over, and the room is not there"
+        turns += 1
+    assert turns <= 3
+    while not await world.sweep.probe(full=True):
+        turns += 1
+    assert turns > 3
+
+
+async def test_a_round_of_many_turns_compares_every_call_once(world: World) -> None:
+    await world.call("anna")
+    await _many(world, 20)
+    world.clock.forward(10)
+    world.sweep = Sweep(world, world.leader, regions=["default"], turn_s=0)
+    report = await world.sweep.once()
+    assert (report.calls, report.skipped) == (21, 0)
