@@ -570,14 +570,6 @@ def test_what_the_sweep_concluded_it_may_revoke() -> None:
 
 def test_two_looks_at_once_are_one_miss() -> None:
     """An operator's reconciliation beside the sweep's own, on whatever node: the same stale answer twice."""
-    story = Story("anna").hear(started(0), joined(1, "anna"), seen(10), seen(11.9), absent(11.9))
-    assert story.status("anna", 12) == "joined"
-    assert story.hear(seen(11.9), seen(10)).facts.missed_at == at(10)
-    assert story.hear(seen(12)).status("anna", 12) == "reconnecting"
-
-
-def test_two_looks_at_once_are_one_miss() -> None:
-    """An operator's reconciliation beside the sweep's own, on whatever node: the same stale answer twice."""
     story = Story("anna").hear(started(0), joined(1, "anna"), seen(10), seen(11.9))
     assert story.status("anna", 12) == "joined"
     assert story.hear(seen(11.9), seen(10)).facts.missed_at == at(10)
