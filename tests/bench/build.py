@@ -52,13 +52,11 @@ def node_modules(say: Say) -> Path:
     return home / "node_modules"
 
 
-def centrifuge(say: Say, *, only_if_built: bool) -> Path:
+def centrifuge(say: Say) -> Path:
     source = HERE / "peers" / "centrifuge"
     made = _cache() / f"centrifuge-{_digest(sorted(source.iterdir()))}"
     if made.exists():
         return made
-    if only_if_built:
-        raise Missing("it takes minutes to build, and a full run does")
     if shutil.which("go") is None:
         raise Missing("there is no Go")
     say("building the Go peer (the first time this takes minutes)")

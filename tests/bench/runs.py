@@ -12,7 +12,7 @@ import msgspec
 
 from hub.embedded.process import EmbeddedError
 from tests.bench import report
-from tests.bench.machine import on_core
+from tests.bench.machine import on_core, prefer
 from tests.bench.rows import Measurement, Result
 from tests.bench.servers import CENTRIFUGE, HUB, TITLES, Lab, Running, client_environment
 
@@ -127,7 +127,10 @@ def load(lab: Lab, options: Sequence[str]) -> Result:
             stderr=subprocess.PIPE,
             text=True,
             env=client_environment(),
+            start_new_session=True,
         )
+    if lab.preferred:
+        prefer(client.pid)
     try:
         output, errors = client.communicate(timeout=_LIMIT_S)
     except subprocess.TimeoutExpired:

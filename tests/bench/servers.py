@@ -22,7 +22,7 @@ import msgspec
 from hub.embedded import Valkey
 from hub.embedded.process import Child, free_port
 from tests.bench import build
-from tests.bench.machine import Machine, on_core
+from tests.bench.machine import Machine, on_core, prefer
 
 HUB, NODE, STOCK, BARE, CENTRIFUGE = "hub", "node", "stock", "bare", "centrifuge"
 SERVERS = (HUB, NODE, STOCK, BARE, CENTRIFUGE)
@@ -59,8 +59,17 @@ class Setting(msgspec.Struct, frozen=True, kw_only=True):
 class Lab:
     """What all runs share: built programs, tokens, a working directory. A server that cannot be had is in `missing`."""
 
-    def __init__(self, machine: Machine, wanted: tuple[str, ...], *, quick: bool, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        wanted: tuple[str, ...],
+        *,
+        say: Callable[[str], None],
+        preferred: bool = False,
+    ) -> None:
         self.machine = machine
+        # Servers and client come before whatever else runs on this machine.
+        self.preferred = preferred
         self.work = Path(tempfile.mkdtemp(prefix="auralink-bench-"))
         self.load_client = build.load_client(say)
         self.missing: dict[str, str] = {}
@@ -68,7 +77,7 @@ class Lab:
         self._commands: dict[str, tuple[list[str], dict[str, str]]] = {}
         for name in wanted:
             try:
-                self._commands[name] = _command(name, quick, say)
+                self._commands[name] = _command(name, say)
             except build.Missing as reason:
                 self.missing[name] = str(reason)
         self.tokens = self.work / "tokens"
@@ -91,6 +100,7 @@ class Lab:
                 with on_core(core):
                     valkey = stack.enter_context(Valkey(Path(tempfile.mkdtemp(prefix="valkey-", dir=self.work))))
                 env |= _redis(name, valkey.url, recorded=setting.recorded)
+                self._prefer(valkey.pid)
                 pids.append(valkey.pid)
             ports = []
             for number in range(setting.nodes):
@@ -99,11 +109,16 @@ class Lab:
                 port = free_port()
                 child = self._start(name, port, core, {**env, "NODE_ID": "ab"[number]})
                 stack.callback(child.stop, 5.0)
+                self._prefer(child.pid)
                 child.wait_until(partial(_listens, port), what=TITLES[name], timeout_s=_START_S)
                 ports.append(port)
                 pids.append(child.pid)
             time.sleep(_SETTLE_S)
             yield Running(tuple(ports), tuple(pids))
+
+    def _prefer(self, pid: int) -> None:
+        if self.preferred:
+            prefer(pid)
 
     def _start(self, name: str, port: int, core: int, env: Mapping[str, str]) -> Child:
         command, own = self._commands[name]
@@ -126,7 +141,7 @@ class Lab:
             yield jwt.encode(claims, self._secret, algorithm="HS256")
 
 
-def _command(name: str, quick: bool, say: Callable[[str], None]) -> tuple[list[str], dict[str, str]]:
+def _command(name: str, say: Callable[[str], None]) -> tuple[list[str], dict[str, str]]:
     peers = build.HERE / "peers"
     match name:
         case "hub":
@@ -140,7 +155,7 @@ def _command(name: str, quick: bool, say: Callable[[str], None]) -> tuple[list[s
             return [str(build.bare_writer(say)), "PORT"], {}
         case "centrifuge":
             # One core: Go would else start a thread for each, and they would wait for each other.
-            return [str(build.centrifuge(say, only_if_built=quick))], {"GOMAXPROCS": "1"}
+            return [str(build.centrifuge(say))], {"GOMAXPROCS": "1"}
     raise ValueError(name)
 
 
