@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import UUID
 
+import msgspec
+
 from db import bans, calls, links, participants
 from db.calls import Call
 from db.participants import Participant
@@ -20,6 +22,9 @@ IN_CALL = frozenset({"joined", "reconnecting"})
 async def authorize(ctx: Context, call_id: UUID, permission: Permission | None) -> Member:
     """The actor in that call, allowed to do that. `permission` None: anybody who is, was, or owns.
 
+    A socket acts for the participant it is in the room as and for nobody else: without one the member has no
+    participant, also where another device of theirs is in. REST acts for whichever device is in.
+
     Raises NotFound (a foreign call, a missing one, and one that the actor has no part in are the same), Banned,
     CallEnded, NotInRoom or Forbidden.
     """
@@ -30,13 +35,15 @@ async def authorize(ctx: Context, call_id: UUID, permission: Permission | None) 
             raise errors.NotFound()
         mine = await participants.of_user(tx, call_id, actor.user_id)
         banned = await bans.active(tx, call_id, actor.user_id, ctx.now())
-    participant = _own(ctx, call_id, mine)
+    person = _own(ctx, call_id, mine)
     if not heads(actor, call):
-        if participant is None:
+        if person is None:
             raise errors.NotFound()
-        if banned or participant.status == "kicked":
+        if banned or person.status == "kicked":
             raise errors.Banned()
-    member = as_member(actor, call, participant)
+    member = as_member(actor, call, person)
+    if ctx.session is not None and (person is None or person.id != ctx.session.rooms.get(call_id)):
+        member = msgspec.structs.replace(member, participant=None)
     if permission is not None:
         if not heads(actor, call):
             demand_in_call(member)

@@ -72,13 +72,13 @@ async def _targets(ctx: Context, message: MuteParticipant) -> dict[str, Particip
     actor = ctx.member
     async with ctx.transaction() as tx:
         present = await participants.in_call(tx, message.call_id)
-    own = actor.participant.id if actor.participant else None
+    own = ctx.actor.user_id
 
     def reachable(person: Participant) -> bool:
-        return person.id == own or rank(members.standing(actor.call, person)) <= rank(actor.role)
+        return person.user_id == own or rank(members.standing(actor.call, person)) <= rank(actor.role)
 
     if message.all:
-        return {each.identity: each for each in present if each.id != own and reachable(each)}
+        return {each.identity: each for each in present if each.user_id != own and reachable(each)}
     target = next((each for each in present if each.id == message.participant_id), None)
     if target is None:
         raise errors.NotFound()

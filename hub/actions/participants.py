@@ -147,8 +147,7 @@ async def _demand_may_set(tx: Transaction, ctx: Context, target: Participant, ro
         raise errors.Conflict("the owner stays host")
     if rank(members.as_role(target.role)) > mine or rank(role) > mine:
         raise errors.Forbidden("nobody changes a role above their own")
-    own = actor.participant is not None and ctx.actor.user_id == target.user_id
-    if own and target.role == "host" and not await _another_host(tx, target):
+    if ctx.actor.user_id == target.user_id and target.role == "host" and not await _another_host(tx, target):
         raise errors.Conflict("the last host hands the role on first")
 
 

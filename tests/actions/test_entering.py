@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import jwt
@@ -256,6 +257,41 @@ async def test_a_newer_session_takes_over(hub: Node) -> None:
     assert "participant:left" not in new.names()
     people = await hub.rows("SELECT status FROM call_participants WHERE user_id = 'bob'")
     assert [row["status"] for row in people] == ["joined", "joined"]
+
+
+async def test_a_socket_acts_for_the_device_it_is_in_as_and_for_no_other(hub: Node) -> None:
+    """Who was taken over, left, or never came in cannot speak for the device that is in."""
+    ann, bob = hub.person("ann"), hub.person("bob")
+    call_id = await ann.room()
+    older, newer, phone = bob.socket(), bob.socket(), bob.socket("phone")
+    await older.join(call_id)
+    joined = await newer.join(call_id)
+    nothing = {"microphone": False, "camera": False, "screen_share": False}
+    commands: dict[str, dict[str, Any]] = {
+        "hand:raise": {},
+        "hand:lower": {},
+        "participant:update": {"display_name": "From afar"},
+        "media:authorize": {},
+        "media:set": nothing,
+        "data:send": {"topic": "t", "data": "x"},
+        "room:sync": {"since": {"epoch": "x", "offset": 0}},
+    }
+    for outside in (older, phone):
+        for name, fields in commands.items():
+            ack = await outside.ack(name, call_id=call_id, **fields)
+            assert ack.error is not None and ack.error.code == "not_in_room", name
+        assert (await outside.ack("room:leave", call_id=call_id)).ok
+    assert newer.rooms == {call_id: joined.self.participant_id}
+    rows = await hub.rows("SELECT status, display_name, hand_raised_at FROM call_participants WHERE user_id = 'bob'")
+    assert [tuple(row) for row in rows] == [("joined", "Bob", None)]
+    for name, fields in commands.items():
+        assert (await newer.ack(name, call_id=call_id, **fields)).ok, name
+    # The owner acts as host from anywhere, but is nobody in the room from there.
+    outside = ann.socket()
+    assert (await outside.ack("room:update", call_id=call_id, name="Mine")).ok
+    assert (await outside.ack("hand:lower", call_id=call_id, all=True)).ok
+    ack = await outside.ack("participant:update", call_id=call_id, display_name="Nobody")
+    assert ack.error is not None and ack.error.code == "not_in_room"
 
 
 async def test_joining_twice_is_joining_once(hub: Node) -> None:
