@@ -33,8 +33,8 @@ from hub.state.facts import (
     Session,
     SweepSeen,
     Track,
-    close_attachments,
 )
+from hub.state.fold import close_attachments
 
 if TYPE_CHECKING:
     from db.pool import Transaction

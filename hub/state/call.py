@@ -16,7 +16,8 @@ from uuid import UUID
 import msgspec
 
 from hub.state import participant
-from hub.state.facts import SERVER_SHUTDOWN, SWEPT, CallFacts, Incarnation, ParticipantFacts, Track, fold, fold_all
+from hub.state.facts import SERVER_SHUTDOWN, SWEPT, CallFacts, Incarnation, ParticipantFacts, Track
+from hub.state.fold import fold, fold_all
 from hub.state.participant import (
     IN_CALL,
     LOST,

@@ -42,8 +42,8 @@ from hub.state.facts import (
     SweepSeen,
     TrackPublished,
     TrackUnpublished,
-    close_attachments,
 )
+from hub.state.fold import close_attachments
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 GRACE = Grace()

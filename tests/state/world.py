@@ -34,8 +34,8 @@ from hub.state.facts import (
     SweepSeen,
     TrackPublished,
     TrackUnpublished,
-    close_attachments,
 )
+from hub.state.fold import close_attachments
 
 T0 = datetime(2026, 1, 1, tzinfo=UTC)
 SWEEP_S, PROBE_S, TIMEOUT_S, DEPARTURE_S = 10.0, 2.0, 18.0, 20.0
