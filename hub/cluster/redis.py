@@ -22,6 +22,7 @@ from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
 
 from hub.cluster.link import Endpoint
@@ -139,6 +140,11 @@ async def _asked(answer: Any) -> Any:
     before = task.cancelling()
     try:
         return await answer
+    except RuntimeError as error:
+        # What uvloop says where a connection was closed in the very turn in which somebody writes to it.
+        if "handler is closed" not in str(error):
+            raise
+        raise RedisConnectionError(str(error)) from error
     finally:
         if task.cancelling() > before:
             raise asyncio.CancelledError
