@@ -289,6 +289,7 @@ async def _serving(
     door = Door(_runner(public), edge, settings.listen, shared=shared_port)
     control = Control(node.nodes, door, node.bus)
     works = [
+        node.cluster.ended(),
         edge.run(),
         control.run(),
         inbox.run(),

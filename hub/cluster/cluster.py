@@ -128,6 +128,11 @@ class Cluster:
         except ClusterUnavailable:
             log.warning("started without a lease")
 
+    async def ended(self) -> None:
+        """Until the loops end, which they do not by themselves; raises what ended them."""
+        if self._running is not None:
+            await asyncio.shield(self._running)
+
     async def run(self) -> None:
         """Every loop of the cluster; for whoever has a TaskGroup of their own, instead of `start`."""
         async with asyncio.TaskGroup() as tasks:
