@@ -274,7 +274,12 @@ async def _serving(
     }
     inbox = Inbox(node, parse)
     checks = health.Checks(
-        required={"database": node.db.ping, "redis": node.cluster.ping},
+        required={
+            "database": node.db.ping,
+            "migrations": lambda: _demand_migrations(node.db),
+            "redis": node.cluster.ping,
+            "bus": node.cluster.hears,
+        },
         optional={"livekit": node.media.ping},
         draining=lambda: control.draining,
     )
@@ -299,6 +304,7 @@ async def _serving(
         # As long as their place in a call is kept, people are there.
         node.presence.run_sweep(node.rules.socket_grace_s),
         Tidy(node.db, node.clock).run(),
+        checks.run(),
         _watch(node),
     ]
     if node.tokens.keys is not None:
@@ -389,6 +395,14 @@ async def _check_database(db: Database) -> None:
         raise CannotServe(f"DATABASE_URL: {'; '.join(problems[:3])}")
     if newer:
         log.warning("database_is_newer", migrations=newer)
+
+
+async def _demand_migrations(db: Database) -> None:
+    """Raises LookupError where one that this code needs is not applied, or not as it is here."""
+    async with db.system() as tx:
+        problems = await migrate.problems(tx)
+    if problems:
+        raise LookupError("; ".join(problems[:3]))
 
 
 def make_tokens(settings: Settings) -> Tokens:

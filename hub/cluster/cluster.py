@@ -116,6 +116,11 @@ class Cluster:
             raise ClusterUnavailable("the loops of the cluster have ended")
         await self._door.command("PING")
 
+    async def hears(self) -> None:
+        """Raises ClusterUnavailable while the bus is deaf or may not speak, also where Redis itself answers."""
+        if self.degraded:
+            raise ClusterUnavailable("the bus does not hear the other nodes")
+
     async def start(self) -> None:
         """Connected when this returns, or degraded after two seconds of trying."""
         self._running = asyncio.create_task(self.run(), name="cluster")

@@ -29,6 +29,8 @@ Check = Callable[[], Awaitable[object]]
 _DEADLINE_S = 1.0
 # Probes of several balancers, and whoever finds the page, share one look.
 _FRESH_S = 1.0
+# The gauge is scraped less often than that.
+_LOOK_S = 5.0
 _REFUSALS: Final[Mapping[str, type[HubError]]] = {
     "database": errors.DatabaseUnavailable,
     "migrations": errors.DatabaseUnavailable,
@@ -65,6 +67,12 @@ class Checks:
         self._lock = asyncio.Lock()
         self._seen: tuple[float, dict[str, Checked]] = (float("-inf"), {})
         self._failed: set[str] = set()
+
+    async def run(self) -> None:
+        """Keep the gauge right where nobody probes."""
+        while True:
+            await self.health()
+            await asyncio.sleep(_LOOK_S)
 
     async def health(self) -> Health:
         checks = await self._look()

@@ -10,6 +10,7 @@ import pytest
 
 from hub.cluster import Cluster
 from hub.context import Position
+from hub.protocol.errors import ClusterUnavailable
 from tests.cluster.conftest import OpenNode
 from tests.cluster.hearing import until
 
@@ -212,6 +213,21 @@ async def test_scripts_that_were_flushed_are_sent_again(open_node: OpenNode) -> 
     await asyncio.gather(*(a.bus.to_room(call_id, "chat:posted", Said(str(n))) for n in range(10)))
     await until(lambda: len(ear.events) == 10)
     assert ear.offsets == list(range(1, 11))
+
+
+async def test_a_deaf_bus_is_not_ready_though_redis_answers(open_node: OpenNode) -> None:
+    a, _ = await open_node("a")
+    await a.hears()
+    assert a.bus._line._hear is not None
+    a.bus._line._hear.close()
+    with pytest.raises(ClusterUnavailable):
+        async with asyncio.timeout(5):
+            while True:
+                await a.hears()
+                await asyncio.sleep(0)
+    await a.ping()
+    await until(lambda: not a.degraded)
+    await a.hears()
 
 
 @pytest.mark.parametrize("url", ["http://x", "redis+cluster://x:1", "redis+sentinel://x:1/"])

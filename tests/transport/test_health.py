@@ -54,6 +54,26 @@ async def opened(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Opened]:
         yield node, client
 
 
+async def test_the_gauge_turns_also_where_nobody_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "_FRESH_S", 0.0)
+    monkeypatch.setattr(health, "_LOOK_S", 0.01)
+    node = Node()
+    checks = health.Checks({"database": node.check("database")}, {}, draining=lambda: node.draining)
+    looking = asyncio.create_task(checks.run())
+    try:
+        for broken, ready in ((set(), 1), ({"database"}, 0), (set(), 1)):
+            node.broken = broken
+            async with asyncio.timeout(5):
+                while health.READY._value.get() != ready:  # noqa: ASYNC110 - it has no event
+                    await asyncio.sleep(0.01)
+        node.draining = True
+        async with asyncio.timeout(5):
+            while health.READY._value.get() != 0:  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(0.01)
+    finally:
+        looking.cancel()
+
+
 async def test_a_node_that_has_all_it_needs_is_ready(opened: Opened) -> None:
     _, client = opened
     for path in ("/livez", "/readyz", "/healthz"):
