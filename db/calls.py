@@ -179,14 +179,6 @@ async def change(
     return Call(*row)
 
 
-SET_ROOM_SID = "UPDATE calls SET livekit_room_sid = $2 WHERE id = $1 AND livekit_room_sid IS DISTINCT FROM $2"
-
-
-async def set_room_sid(tx: Transaction, call_id: UUID, room_sid: str) -> None:
-    """LiveKit made the call's room (again)."""
-    await tx.execute(SET_ROOM_SID, call_id, room_sid)
-
-
 DELETE = "DELETE FROM calls WHERE id = $1 RETURNING true"
 
 

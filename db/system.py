@@ -38,15 +38,6 @@ async def call_by_room_name(tx: Transaction, room_name: str) -> tuple[UUID, UUID
     return (row["tenant_id"], row["call_id"]) if row else None
 
 
-TENANT_OF_CALL = "SELECT system_tenant_of_call($1)"
-
-
-async def tenant_of_call(tx: Transaction, call_id: UUID) -> UUID | None:
-    """For those who act for the whole installation; users look a call up in their own tenant."""
-    found: UUID | None = await tx.fetchval(TENANT_OF_CALL, call_id)
-    return found
-
-
 MOVING_CALLS = "SELECT tenant_id, call_id, room_name, region, status, created_at FROM system_moving_calls($1)"
 
 
@@ -78,13 +69,6 @@ ORPHAN_ROOMS = "SELECT room_name FROM system_orphan_rooms($1)"
 async def orphan_rooms(tx: Transaction, room_names: Iterable[str]) -> list[str]:
     """Of LiveKit's rooms, those that no open call has."""
     return [row["room_name"] for row in await tx.fetch(ORPHAN_ROOMS, list(room_names))]
-
-
-TENANTS_SEEN = "SELECT tenant_id FROM system_tenants_seen()"
-
-
-async def tenants_seen(tx: Transaction) -> list[UUID]:
-    return [row["tenant_id"] for row in await tx.fetch(TENANTS_SEEN)]
 
 
 FORGET_RESULTS = "SELECT system_forget_results($1, $2)"

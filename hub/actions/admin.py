@@ -222,7 +222,7 @@ async def config(ctx: Context, message: Empty) -> ConfigAnswer:
 @commands.add(
     "admin:reconcile",
     needs="operator",
-    rate=Rate(6, per_s=60),
+    rate=Rate(6, per_s=60, shared=True),
     http=Http("POST", "/admin/reconcile"),
     socket=False,
     deadline_s=30.0,

@@ -43,7 +43,7 @@ commands = Commands()
 @commands.add(
     "room:token",
     needs="anyone",
-    rate=Rate(30, per_s=10),
+    rate=Rate(30, per_s=10, shared=True),
     http=Http("POST", "/rooms/{call_id}/token"),
     socket=False,
     # Asking again gives the same seat and a token with its full life; a kept answer would keep a secret at rest.

@@ -52,7 +52,8 @@ _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 @commands.add(
     "room:create",
     needs="user",
-    rate=Rate(60, per_s=60),
+    # Over all nodes: a call costs LiveKit a room.
+    rate=Rate(60, per_s=60, shared=True),
     http=Http("POST", "/rooms", 201, location="/api/v1/rooms/{call_id}"),
     socket=False,
 )

