@@ -46,6 +46,8 @@ commands = Commands()
 
 Value = TypeVar("Value")
 
+# Deletions that go on after the answer, each for LIVEKIT_S at most.
+_undoing: set[asyncio.Task[None]] = set()
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 
@@ -80,9 +82,14 @@ async def create(ctx: Context, message: CreateRoom) -> CreatedRoom:
     except MediaUnavailable:
         # It would not hear of a deletion either. If it made the room after all, the sweep finds it.
         raise
-    except BaseException:
-        # No row, no room. Shielded, since the deadline may be what ended it; what fails here the sweep finds.
-        await asyncio.shield(_undo(ctx, room_name, region))
+    except BaseException as error:
+        # No row, no room. What fails here the sweep finds.
+        undoing = asyncio.create_task(_undo(ctx, room_name, region))
+        _undoing.add(undoing)
+        undoing.add_done_callback(_undoing.discard)
+        # The deadline may be what ended it, and then nobody waits any longer.
+        if not isinstance(error, asyncio.CancelledError):
+            await asyncio.shield(undoing)
         raise
 
 

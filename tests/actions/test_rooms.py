@@ -154,9 +154,23 @@ async def test_a_cancelled_create_leaves_no_room(hub: Node) -> None:
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    assert hub.livekit.rooms == {}
+    await eventually(lambda: hub.livekit.rooms == {})
     await blocker.close()
     assert await hub.value("SELECT count(*) FROM calls") == 0
+
+
+async def test_a_create_that_comes_to_its_deadline_does_not_wait_for_its_undoing(hub: Node) -> None:
+    """LiveKit answers late, then the database not at all, then LiveKit not at all: an answer within the deadline."""
+    blocker = await asyncpg.connect(hub.admin_dsn)
+    await blocker.execute("BEGIN; LOCK TABLE calls")
+    hub.livekit.faults.slow_s, hub.livekit.faults.hang = 2.2, {"DeleteRoom"}
+    started = asyncio.get_running_loop().time()
+    try:
+        assert await hub.person("ann").refused("room:create", name="Team") == "timeout"
+        assert asyncio.get_running_loop().time() - started < 3.6
+    finally:
+        await blocker.close()
+    hub.livekit.faults.hang = set()
 
 
 async def test_the_list_holds_own_and_visited_calls_only(hub: Node) -> None:
