@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any, Self, TypeAlias
 from uuid import UUID
@@ -165,16 +165,26 @@ class Database:
 
     @asynccontextmanager
     async def tenant(
-        self, tenant_id: UUID, user_id: str | None = None, *, turn: UUID | None = None
+        self,
+        tenant_id: UUID,
+        user_id: str | None = None,
+        *,
+        turn: UUID | None = None,
+        then: Callable[[], Awaitable[None]] | None = None,
     ) -> AsyncIterator[Transaction]:
         """A transaction that sees one tenant, and of private things those of `user_id`.
 
         Commits at the end, rolls back on any exception. Raises DatabaseUnavailable, for its statements too. Those with
         the same `turn` wait for each other before they take a connection: for what begins by locking the same row.
+        After the commit `then` runs, while the turn is still held: so what it tells is told in the order of the
+        commits.
         """
-        async with self._turns.of(turn) if turn else nullcontext(), self._transaction() as tx:
-            await tenant.enter(tx, tenant_id, user_id)
-            yield tx
+        async with self._turns.of(turn) if turn else nullcontext():
+            async with self._transaction() as tx:
+                await tenant.enter(tx, tenant_id, user_id)
+                yield tx
+            if then is not None:
+                await then()
 
     @asynccontextmanager
     async def system(self) -> AsyncIterator[Transaction]:

@@ -197,9 +197,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
             runner.run(work)
 
 
-async def serve(
-    settings: Settings, *, on_ready: Callable[[], None] = lambda: None, leash: int | None = None
-) -> None:
+async def serve(settings: Settings, *, on_ready: Callable[[], None] = lambda: None, leash: int | None = None) -> None:
     """Run a node until SIGTERM or SIGINT, then drain it. Raises CannotServe.
 
     `leash`: a socket's file descriptor. The node is one of several on its port, says there when it serves, and ends

@@ -6,10 +6,11 @@ An action gets one `Context` and its decoded message. It never sees Redis, LiveK
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 from uuid import UUID
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from db.pool import Database, Transaction
     from hub.media.values import Grant, ParticipantInfo, RoomInfo
     from hub.state.presence import Chosen, Known, Presence
+
+# What a command has decided has this much longer than the command to be told, whoever still waits for the answer.
+TELL_S = 3.0
 
 
 class GuestPass(msgspec.Struct, frozen=True):
@@ -408,6 +412,8 @@ class Context:
     kept: bool = False
     # The effect is about to be committed: from here on others are told of it, whoever still waits for the answer.
     decided: bool = False
+    # What follows the commit of the transaction in hand.
+    _steps: list[Callable[[], Awaitable[object]]] = field(default_factory=list)
 
     def now(self) -> datetime:
         return self.hub.clock().astimezone(UTC)
@@ -418,12 +424,40 @@ class Context:
             raise LookupError("the command was declared without a member")
         return self._member
 
-    def transaction(self, *, turn: UUID | None = None) -> AbstractAsyncContextManager[Transaction]:
-        """One transaction that sees the actor's tenant only. Raises db.errors.DatabaseUnavailable.
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        """One transaction that sees the actor's tenant only. Raises db.errors.DatabaseUnavailable."""
+        return self.hub.db.tenant(self.actor.tenant_id, self.actor.user_id)
 
-        `turn`: the call whose row it begins by locking; such transactions wait for each other without a connection.
+    @asynccontextmanager
+    async def deciding(self, call_id: UUID) -> AsyncIterator[Transaction]:
+        """A transaction that changes the call, whose row it begins by locking.
+
+        Such transactions of one call wait for each other, without a connection. What is `due` in it is told right
+        after the commit and before the next one's turn, so that a node tells of a call in the order of its commits.
+        From the commit until it is told, no deadline and no caller who hangs up comes between.
         """
-        return self.hub.db.tenant(self.actor.tenant_id, self.actor.user_id, turn=turn)
+        actor, self._steps = self.actor, []
+        async with self.hub.db.tenant(actor.tenant_id, actor.user_id, turn=call_id, then=self._follow) as tx:
+            yield tx
+            self.decided = True
+
+    def time_to_tell(self) -> float:
+        """When the command's time is over: the seconds that it gets still."""
+        return TELL_S if self.decided else 0.0
+
+    def due(self, call_id: UUID, events: Iterable[Event]) -> None:
+        """What everybody in the room hears of the transaction in hand (`deciding`)."""
+        for event in events:
+            self._steps.append(partial(self.tell, call_id, event))
+
+    def first(self, step: Callable[[], Awaitable[object]]) -> None:
+        """What is done after the commit and before anything is told that becomes `due` from here on."""
+        self._steps.append(step)
+
+    async def _follow(self) -> None:
+        steps, self._steps = self._steps, []
+        for step in steps:
+            await step()
 
     async def keep(self, tx: Transaction, answer: Any) -> None:
         """Store the answer in the transaction of its effect: a repeat under the same op_id can never do it twice.
@@ -436,7 +470,7 @@ class Context:
         self.decided = True
 
     async def tell(self, call_id: UUID, event: Event) -> None:
-        """Everybody in the room hears `event`. Call it after the transaction."""
+        """Everybody in the room hears `event`, now. What a transaction changed is told by `due`."""
         await self.hub.bus.to_room(call_id, event.name, event, recorded=event.recorded, by=self.by())
 
     def by(self) -> dict[str, Any]:

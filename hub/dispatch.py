@@ -23,7 +23,7 @@ from db import errors as db_errors
 from db import idempotency
 from hub import metrics
 from hub.commands import Command, Commands
-from hub.context import Actor, Context, Hub, Member
+from hub.context import TELL_S, Actor, Context, Hub, Member
 from hub.eager import within
 from hub.policy import Permission
 from hub.protocol import errors
@@ -66,6 +66,8 @@ class Dispatcher:
         self._authorize = authorize
         self._by_name = {command.name: command for command in commands}
         self._buckets: OrderedDict[tuple[int, str, str], Bucket] = OrderedDict()
+        # Commands that are decided and whose callers hung up.
+        self._alone: set[asyncio.Task[Answer]] = set()
         # Of commands whose JSON can become the message without becoming a dict before.
         self._decoders = {
             command.name: msgspec.json.Decoder(command.message) for command in commands if closed(command.message)
@@ -83,7 +85,7 @@ class Dispatcher:
             )
         started = time.perf_counter()
         try:
-            answer = await within(command.deadline_s, self._run(ctx, command, payload))
+            answer = await within(command.deadline_s, self._run(ctx, command, payload), ctx.time_to_tell)
         except Exception as error:
             refusal = _refusal(ctx, command, error)
             _record(ctx, command, payload, started, "socket", refusal.code)
@@ -95,7 +97,7 @@ class Dispatcher:
         """Run `command` for `ctx.actor`. Raises a HubError for any refusal, bugs included (`internal`)."""
         started = time.perf_counter()
         try:
-            answer = await within(command.deadline_s, self._run(ctx, command, payload))
+            answer = await within(command.deadline_s, self._run(ctx, command, payload), ctx.time_to_tell)
         except Exception as error:
             refusal = _refusal(ctx, command, error)
             _record(ctx, command, payload, started, door, refusal.code)
@@ -104,6 +106,24 @@ class Dispatcher:
             raise refusal from error
         _record(ctx, command, payload, started, door, "ok")
         return answer
+
+    async def run_for(self, ctx: Context, command: Command, payload: Mapping[str, Any], *, door: str) -> Answer:
+        """The same for a caller who may be cancelled: what is undecided ends with them, what is decided goes on."""
+        work = asyncio.ensure_future(self.run(ctx, command, payload, door=door))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            if not ctx.decided:
+                work.cancel()
+            elif not work.done():
+                self._alone.add(work)
+                work.add_done_callback(self._alone.discard)
+            raise
+
+    async def finish(self) -> None:
+        """Until those are done that nobody waits for any more."""
+        if self._alone:
+            await asyncio.wait(self._alone, timeout=TELL_S)
 
     async def _run(self, ctx: Context, command: Command, payload: Mapping[str, Any] | msgspec.Raw) -> Answer:
         wait_ms = await self._shared_wait(ctx, command) if command.rate.shared else self._wait(ctx.actor, command)

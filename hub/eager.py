@@ -35,12 +35,15 @@ def start(coro: Coroutine[Any, Any, None], spawn: Callable[[Coroutine[Any, Any, 
 
 
 class within(Generic[T]):
-    """The result of `coro`, which may wait `seconds` in all. Raises TimeoutError."""
+    """The result of `coro`, which may wait `seconds` in all. Raises TimeoutError.
 
-    __slots__ = ("_coro", "_seconds")
+    `more` is asked once, when they are over: how many seconds it gets still.
+    """
 
-    def __init__(self, seconds: float, coro: Coroutine[Any, Any, T]) -> None:
-        self._seconds, self._coro = seconds, coro
+    __slots__ = ("_coro", "_more", "_seconds")
+
+    def __init__(self, seconds: float, coro: Coroutine[Any, Any, T], more: Callable[[], float] | None = None) -> None:
+        self._seconds, self._coro, self._more = seconds, coro, more
 
     def __await__(self) -> Generator[Any, Any, T]:
         try:
@@ -48,12 +51,17 @@ class within(Generic[T]):
         except StopIteration as done:
             result: T = done.value
             return result
-        return (yield from _bounded(self._seconds, self._coro, waits_for).__await__())
+        return (yield from _bounded(self._seconds, self._coro, waits_for, self._more).__await__())
 
 
-async def _bounded(seconds: float, coro: Coroutine[Any, Any, T], waits_for: Any) -> T:
-    async with asyncio.timeout(seconds):
-        return await _Rest(coro, waits_for)
+async def _bounded(seconds: float, coro: Coroutine[Any, Any, T], waits_for: Any, more: Callable[[], float] | None) -> T:
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as limit:
+        over = loop.call_later(seconds, lambda: limit.reschedule(loop.time() + (more() if more is not None else 0)))
+        try:
+            return await _Rest(coro, waits_for)
+        finally:
+            over.cancel()
 
 
 async def _rest(coro: Coroutine[Any, Any, None], waits_for: Any) -> None:

@@ -138,3 +138,15 @@ async def test_within_lets_its_own_task_be_cancelled() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_within_gives_more_time_to_what_asks_for_it() -> None:
+    async def answer(seconds: float) -> int:
+        await asyncio.sleep(seconds)
+        return 42
+
+    assert await within(0.01, answer(0.05), lambda: 5) == 42
+    with pytest.raises(TimeoutError):
+        await within(0.01, answer(5), lambda: 0.01)
+    with pytest.raises(TimeoutError):
+        await within(0.01, answer(5), lambda: 0)

@@ -1,4 +1,4 @@
-"""What follows a commit: everybody is told, LiveKit is brought in line, sessions that are out are put out.
+"""What follows a commit and its telling: LiveKit is brought in line, sessions that are out are put out.
 
 The commit is what happened. Nothing here can undo it, so nothing here raises for a neighbour that is away: what LiveKit
 did not hear now the sweep says again, and a session on a node that cannot be reached has lost its room with that node.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Coroutine, Iterable
-from typing import Any
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import msgspec
@@ -17,6 +18,7 @@ import structlog
 from db.calls import Call
 from db.participants import Participant
 from hub.actions import members, orders, rights
+from hub.actions import settle as settling
 from hub.actions.settle import Settled
 from hub.context import Context
 from hub.policy import Permissions, publish_sources
@@ -24,6 +26,10 @@ from hub.protocol.errors import HubError, NotFound
 from hub.protocol.media import MediaRevoked
 from hub.protocol.rooms import RoomLeft
 from hub.state.call import Remove
+from hub.state.facts import FactEvent
+
+if TYPE_CHECKING:
+    from db.pool import Transaction
 
 log = structlog.get_logger("hub.aftermath")
 
@@ -33,20 +39,28 @@ _SIDE_BY_SIDE = 8
 LIVEKIT_S = 1.5
 
 
-async def announce(ctx: Context, settled: Settled) -> None:
-    """Tell the room what settling changed, then give LiveKit its orders."""
-    for event in settled.events:
-        await ctx.tell(settled.call.id, event)
-    await in_time(ctx, orders.carry_out(ctx.hub, settled.call, settled.orders))
+async def settle(
+    ctx: Context, tx: Transaction, call_id: UUID, now: datetime, fold: Iterable[FactEvent] = ()
+) -> Settled:
+    """Settle in the command's deciding transaction. What that changed is told after the commit; the orders are left."""
+    settled = await settling.settle(tx, call_id, now, fold=fold, grace=settling.grace_of(ctx.hub.rules))
+    ctx.due(call_id, settled.events)
+    return settled
 
 
-async def announce_gone(ctx: Context, settled: Settled, identities: Iterable[str]) -> None:
+async def carry_out(ctx: Context, settled: Settled) -> None:
+    """Give LiveKit the orders that settling came to."""
+    if settled.orders:
+        await in_time(ctx, orders.carry_out(ctx.hub, settled.call, settled.orders))
+
+
+async def put_out(ctx: Context, settled: Settled, identities: Iterable[str]) -> None:
     """The same, and these people are taken out of LiveKit's room, also where its word that they are in has not come."""
     gone = list(settled.orders)
     if settled.call.status == "active":
         ordered = {order.identity for order in gone if isinstance(order, Remove)}
         gone += [Remove(identity) for identity in identities if identity not in ordered]
-    await announce(ctx, msgspec.structs.replace(settled, orders=tuple(gone)))
+    await carry_out(ctx, msgspec.structs.replace(settled, orders=tuple(gone)))
 
 
 async def in_time(ctx: Context, *work: Coroutine[Any, Any, object]) -> None:

@@ -11,10 +11,9 @@ import structlog
 from db import calls, participants
 from db.errors import DatabaseUnavailable
 from hub.actions import joining, members
-from hub.actions.aftermath import announce, announce_gone, evict
+from hub.actions.aftermath import carry_out, evict, put_out, settle
 from hub.actions.hands import queue
 from hub.actions.joining import Seat
-from hub.actions.settle import grace_of, settle
 from hub.actions.views import call_view, participant_view
 from hub.commands import Commands, Empty, Http, Rate
 from hub.context import Context, Position, Session
@@ -53,7 +52,7 @@ async def token(ctx: Context, message: AskToken) -> RoomToken:
     """A LiveKit token for a call, and a seat in it that is held until the token can no longer be used."""
     metadata = joining.metadata_of(ctx, message.metadata)
     news = await joining.room_again(ctx, message.call_id)
-    async with ctx.transaction(turn=message.call_id) as tx:
+    async with ctx.deciding(message.call_id) as tx:
         seat = await joining.admit(
             ctx,
             tx,
@@ -63,7 +62,7 @@ async def token(ctx: Context, message: AskToken) -> RoomToken:
             device_id=message.device_id or ctx.device_id,
         )
         media = await joining.access(ctx, tx, seat)
-        settled = await settle(tx, message.call_id, ctx.now(), fold=news, grace=grace_of(ctx.hub.rules))
+        settled = await settle(ctx, tx, message.call_id, ctx.now(), news)
         answer = RoomToken(
             token=media.token,
             call_id=seat.call.id,
@@ -73,7 +72,7 @@ async def token(ctx: Context, message: AskToken) -> RoomToken:
             url=media.url,
             expires_at=media.expires_at,
         )
-    await announce(ctx, settled)
+    await carry_out(ctx, settled)
     return answer
 
 
@@ -94,7 +93,7 @@ async def join(ctx: Context, message: JoinRoom) -> RoomSnapshot:
     news = await joining.room_again(ctx, call_id) if message.media else []
     media: MediaAccess | None = None
     now = ctx.now()
-    async with ctx.transaction(turn=call_id) as tx:
+    async with ctx.deciding(call_id) as tx:
         seat = await joining.admit(
             ctx,
             tx,
@@ -108,11 +107,11 @@ async def join(ctx: Context, message: JoinRoom) -> RoomSnapshot:
         await participants.attach(tx, seat.participant.id, now)
         if message.media:
             media = await joining.access(ctx, tx, seat)
-        settled = await settle(tx, call_id, now, fold=news, grace=grace_of(ctx.hub.rules))
+        settled = await settle(ctx, tx, call_id, now, news)
     was_here = call_id in session.rooms
     try:
         await session.enter(call_id, seat.participant.id)
-        await announce(ctx, settled)
+        await carry_out(ctx, settled)
         snapshot = await _snapshot(ctx, session, call_id, seat.participant.id, message.since, media)
         # Last, when nothing can go wrong any more: an older session of theirs is told that it is out.
         await evict(ctx, call_id, seat.participant.id, RoomLeft("taken_over"))
@@ -141,15 +140,15 @@ async def leave(ctx: Context, message: NameRoom) -> Empty:
     if participant_id is None:
         # Out already. Another device of theirs that is in stays there: nobody hangs up from afar by mistake.
         return Empty()
-    async with ctx.transaction(turn=call_id) as tx:
+    async with ctx.deciding(call_id) as tx:
         if await calls.lock(tx, call_id) is None:
             raise errors.NotFound()
         gone = await participants.request_leave(tx, participant_id, ctx.now())
-        settled = await settle(tx, call_id, ctx.now(), grace=grace_of(ctx.hub.rules))
+        ctx.first(lambda: session.exit(call_id))
+        ctx.first(lambda: evict(ctx, call_id, participant_id, RoomLeft("left")))
+        settled = await settle(ctx, tx, call_id, ctx.now())
         await ctx.keep(tx, Empty())
-    await session.exit(call_id)
-    await evict(ctx, call_id, participant_id, RoomLeft("left"))
-    await announce_gone(ctx, settled, [gone.identity] if gone else [])
+    await put_out(ctx, settled, [gone.identity] if gone else [])
     return Empty()
 
 
@@ -180,15 +179,15 @@ async def _withdraw(ctx: Context, session: Session, seat: Seat, since: datetime)
         others = await _others(ctx, session, seat)
         if others:
             return
-        async with ctx.transaction(turn=seat.call.id) as tx:
+        async with ctx.deciding(seat.call.id) as tx:
             if await calls.lock(tx, seat.call.id) is None:
                 return
             person = await participants.get(tx, seat.call.id, seat.participant.id)
             if person is None or (others is None and person.hub_joined_at != since):
                 return
             await participants.detach(tx, [person.id], ctx.now(), "connection_lost")
-            settled = await settle(tx, seat.call.id, ctx.now(), grace=grace_of(ctx.hub.rules))
-        await announce(ctx, settled)
+            settled = await settle(ctx, tx, seat.call.id, ctx.now())
+        await carry_out(ctx, settled)
     except (DatabaseUnavailable, HubError) as error:
         log.warning("join_not_withdrawn", error=type(error).__name__, request_id=ctx.request_id)
 

@@ -30,15 +30,15 @@ async def queue(tx: Transaction, call_id: UUID) -> list[Hand]:
 async def raise_(ctx: Context, message: RaiseHand) -> HandQueue:
     """Raise your hand. One that is up already keeps its place."""
     mine = members.demand_in_call(ctx.member)
-    async with ctx.transaction(turn=message.call_id) as tx:
+    async with ctx.deciding(message.call_id) as tx:
         if await calls.lock(tx, message.call_id) is None:
             raise errors.NotFound()
         raised = await participants.raise_hand(tx, message.call_id, mine.id, ctx.now())
         answer = HandQueue(await queue(tx, message.call_id))
+        hand = next((each for each in answer.queue if each.participant_id == mine.id), None)
+        if raised and hand is not None:
+            ctx.due(message.call_id, [HandRaised(hand, answer.queue)])
         await ctx.keep(tx, answer)
-    hand = next((each for each in answer.queue if each.participant_id == mine.id), None)
-    if raised and hand is not None:
-        await ctx.tell(message.call_id, HandRaised(hand, answer.queue))
     return answer
 
 
@@ -50,16 +50,16 @@ async def lower(ctx: Context, message: LowerHand) -> HandQueue:
         text = "either participant_id or all"
         raise errors.ValidationFailed(text, errors=[FieldError("participant_id", text)])
     wanted = None if message.all else (message.participant_id or own)
-    async with ctx.transaction(turn=message.call_id) as tx:
+    async with ctx.deciding(message.call_id) as tx:
         if await calls.lock(tx, message.call_id) is None:
             raise errors.NotFound()
         if wanted is not None and await participants.get(tx, message.call_id, wanted) is None:
             raise errors.NotFound()
         lowered = await participants.lower_hands(tx, message.call_id, None if wanted is None else [wanted])
         answer = HandQueue(await queue(tx, message.call_id))
+        if lowered:
+            ctx.due(message.call_id, [HandLowered(lowered, answer.queue)])
         await ctx.keep(tx, answer)
-    if lowered:
-        await ctx.tell(message.call_id, HandLowered(lowered, answer.queue))
     return answer
 
 

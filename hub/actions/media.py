@@ -8,9 +8,8 @@ from db import calls, participants
 from db.participants import Participant
 from db.pool import Transaction
 from hub.actions import joining, members
-from hub.actions.aftermath import announce
+from hub.actions.aftermath import carry_out, settle
 from hub.actions.joining import Seat
-from hub.actions.settle import grace_of, settle
 from hub.actions.views import media_view
 from hub.commands import Commands, Rate
 from hub.context import Context, Member
@@ -27,12 +26,12 @@ async def authorize(ctx: Context, message: AuthorizeMedia) -> MediaAccess:
     """How to connect to the SFU as who you are in the call now."""
     mine = members.demand_in_call(ctx.member)
     news = await joining.room_again(ctx, message.call_id)
-    async with ctx.transaction(turn=message.call_id) as tx:
+    async with ctx.deciding(message.call_id) as tx:
         member = await _again(ctx, tx, mine)
         person = members.demand_in_call(member)
         answer = await joining.access(ctx, tx, Seat(member.call, person, member.role, member.permissions))
-        settled = await settle(tx, member.call.id, ctx.now(), fold=news, grace=grace_of(ctx.hub.rules))
-    await announce(ctx, settled)
+        settled = await settle(ctx, tx, member.call.id, ctx.now(), news)
+    await carry_out(ctx, settled)
     return answer
 
 
@@ -54,15 +53,15 @@ async def set_(ctx: Context, message: SetMedia) -> MediaAnswer:
         camera=message.camera,
         screen_share=message.screen_share,
     )
-    async with ctx.transaction(turn=message.call_id) as tx:
+    async with ctx.deciding(message.call_id) as tx:
         _demand_sources(await _again(ctx, tx, mine), wanted)
-        settled = await settle(tx, message.call_id, now, fold=[said], grace=grace_of(ctx.hub.rules))
+        settled = await settle(ctx, tx, message.call_id, now, [said])
         after = await participants.get(tx, message.call_id, mine.id)
         if after is None:
             raise errors.NotFound()
         answer = MediaAnswer(media_view(after))
         await ctx.keep(tx, answer)
-    await announce(ctx, settled)
+    await carry_out(ctx, settled)
     return answer
 
 

@@ -11,8 +11,7 @@ from db import audit, calls, participants
 from db.calls import Call
 from db.participants import Participant
 from hub.actions import members
-from hub.actions.aftermath import announce, side_by_side
-from hub.actions.settle import grace_of, settle
+from hub.actions.aftermath import carry_out, settle, side_by_side
 from hub.commands import Commands, Http, Rate
 from hub.context import Context
 from hub.media.values import TrackInfo
@@ -62,8 +61,7 @@ async def mute(ctx: Context, message: MuteParticipant) -> MuteAnswer:
     await _tell_livekit(ctx, call, found, message.muted)
     answer = MuteAnswer(_summed(found))
     if found:
-        await _keep_facts(ctx, call, found, message.muted)
-        await ctx.tell(call.id, ParticipantMuted(answer.muted, message.muted))
+        await _keep_facts(ctx, call, found, ParticipantMuted(answer.muted, message.muted))
     return answer
 
 
@@ -122,13 +120,14 @@ async def _tell_livekit(ctx: Context, call: Call, found: list[_Found], muted: bo
         raise errors.MediaError("the media server refused to mute") from group
 
 
-async def _keep_facts(ctx: Context, call: Call, found: list[_Found], muted: bool) -> None:
+async def _keep_facts(ctx: Context, call: Call, found: list[_Found], told: ParticipantMuted) -> None:
     """LiveKit tells nobody about a mute, but we have just seen it."""
     now = ctx.now()
-    async with ctx.transaction(turn=call.id) as tx:
+    async with ctx.deciding(call.id) as tx:
         locked = await calls.lock(tx, call.id)
         # Deleted, or its room gone, in this very moment: there is nothing left to know.
         if locked is None or locked.livekit_room_sid is None:
+            ctx.due(call.id, [told])
             return
         news = [
             TrackPublished(
@@ -139,21 +138,22 @@ async def _keep_facts(ctx: Context, call: Call, found: list[_Found], muted: bool
                 identity=each.person.identity,
                 track_sid=each.track.sid,
                 source=each.track.source,
-                muted=muted,
+                muted=told.muted,
             )
             for each in found
         ]
-        settled = await settle(tx, call.id, now, fold=news, grace=grace_of(ctx.hub.rules))
-        for muted_one in _summed(found):
+        settled = await settle(ctx, tx, call.id, now, news)
+        ctx.due(call.id, [told])
+        for muted_one in told.participants:
             await audit.add(
                 tx,
                 actor=ctx.actor.user_id,
                 action="participant:mute",
                 target_type="participant",
                 target_id=str(muted_one.participant_id),
-                details={"call_id": str(call.id), "sources": muted_one.sources, "muted": muted},
+                details={"call_id": str(call.id), "sources": muted_one.sources, "muted": told.muted},
             )
-    await announce(ctx, settled)
+    await carry_out(ctx, settled)
 
 
 def _summed(found: list[_Found]) -> list[Muted]:

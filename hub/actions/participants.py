@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 from uuid import UUID
 
 from msgspec import UNSET, UnsetType
@@ -12,8 +13,8 @@ from db.calls import Call
 from db.participants import Participant
 from db.pool import Transaction
 from hub.actions import joining, members, pages, rights
-from hub.actions.aftermath import announce, announce_gone, evict, in_time, regrant, tell_media
-from hub.actions.settle import grace_of, settle
+from hub.actions.aftermath import carry_out, evict, in_time, put_out, regrant, settle, tell_media
+from hub.actions.settle import grace_of
 from hub.actions.views import participant_view
 from hub.commands import Commands, Empty, Http, Rate
 from hub.context import Context
@@ -105,7 +106,7 @@ async def _edit(
     metadata: dict[str, object] | UnsetType,
     role: Role | UnsetType,
 ) -> ParticipantAnswer:
-    async with ctx.transaction(turn=call_id) as tx:
+    async with ctx.deciding(call_id) as tx:
         call, before = await _locked(tx, call_id, participant_id)
         members.demand_open(call)
         old = [before] if role is UNSET else await participants.of_user(tx, call_id, before.user_id)
@@ -125,13 +126,14 @@ async def _edit(
         allowed = [(each, await members.allowed(tx, call, each)) for each in ranked]
         settled = await rights.withdraw(tx, call_id, allowed, ctx.now(), grace_of(ctx.hub.rules))
         new = {each.id: each for each in await participants.by_ids(tx, [each.id for each in old])}
+        changed = [(each, new[each.id]) for each in old if participant_view(each) != participant_view(new[each.id])]
+        ctx.due(call_id, [ParticipantUpdated(participant_view(after)) for _, after in changed])
+        if settled is not None:
+            ctx.due(call_id, settled.events)
         answer = ParticipantAnswer(participant_view(new[participant_id]))
         await ctx.keep(tx, answer)
-    changed = [(each, new[each.id]) for each in old if participant_view(each) != participant_view(new[each.id])]
-    for _, after in changed:
-        await ctx.tell(call_id, ParticipantUpdated(participant_view(after)))
     if settled is not None:
-        await announce(ctx, settled)
+        await carry_out(ctx, settled)
     await in_time(
         ctx,
         *(tell_media(ctx, call, each, after) for each, after in changed),
@@ -166,7 +168,7 @@ async def _another_host(tx: Transaction, mine: Participant) -> bool:
 async def kick(ctx: Context, message: KickParticipant) -> Empty:
     """Put somebody out, with all their devices; with `ban_s` they stay out that long."""
     now, call_id = ctx.now(), message.call_id
-    async with ctx.transaction(turn=call_id) as tx:
+    async with ctx.deciding(call_id) as tx:
         call, target = await _locked(tx, call_id, message.participant_id)
         members.demand_open(call)
         _demand_may_remove(ctx, call, target)
@@ -183,13 +185,13 @@ async def kick(ctx: Context, message: KickParticipant) -> Empty:
                 expires_at=now + timedelta(seconds=message.ban_s),
             )
         await _note(ctx, tx, "participant:kick", target, message.reason, {"ban_s": message.ban_s})
+        why = RoomLeft("kicked" if message.ban_s is None else "banned", message.reason or "")
+        for device in devices:
+            ctx.first(partial(evict, ctx, call_id, device.id, why))
         # The intent stands before LiveKit hears of it: whoever comes back with an old token is removed again.
-        settled = await settle(tx, call_id, now, grace=grace_of(ctx.hub.rules))
+        settled = await settle(ctx, tx, call_id, now)
         await ctx.keep(tx, Empty())
-    why = RoomLeft("kicked" if message.ban_s is None else "banned", message.reason or "")
-    for device in devices:
-        await evict(ctx, call_id, device.id, why)
-    await announce_gone(ctx, settled, [device.identity for device in devices])
+    await put_out(ctx, settled, [device.identity for device in devices])
     return Empty()
 
 
@@ -209,7 +211,7 @@ def _demand_may_remove(ctx: Context, call: Call, target: Participant) -> None:
 async def unban(ctx: Context, message: UnbanUser) -> Empty:
     """Let somebody in again who was kicked or banned."""
     now = ctx.now()
-    async with ctx.transaction(turn=message.call_id) as tx:
+    async with ctx.deciding(message.call_id) as tx:
         if await calls.lock(tx, message.call_id) is None:
             raise errors.NotFound()
         lifted = await bans.remove(tx, message.call_id, message.user_id)
@@ -225,9 +227,9 @@ async def unban(ctx: Context, message: UnbanUser) -> Empty:
             reason=None,
             details={"call_id": str(message.call_id)},
         )
-        settled = await settle(tx, message.call_id, now, grace=grace_of(ctx.hub.rules))
+        settled = await settle(ctx, tx, message.call_id, now)
         await ctx.keep(tx, Empty())
-    await announce(ctx, settled)
+    await carry_out(ctx, settled)
     return Empty()
 
 

@@ -15,8 +15,9 @@ from db import audit, calls, users
 from db.calls import Call
 from db.pool import Transaction
 from hub.actions import joining, members, pages, rights
-from hub.actions.aftermath import LIVEKIT_S, announce, in_time, regrant_all
-from hub.actions.settle import Settled, grace_of, settle
+from hub.actions.aftermath import LIVEKIT_S, carry_out, in_time, regrant_all, settle
+from hub.actions.settle import Settled, grace_of
+from hub.actions.settle import settle as settle_quietly
 from hub.actions.views import call_view
 from hub.commands import Commands, Empty, Http, Rate
 from hub.context import Context
@@ -116,7 +117,9 @@ async def _create(
             metadata=metadata,
             waiting_expires_at=now + timedelta(seconds=ctx.hub.rules.waiting_expires_s),
         )
-        settled = await settle(tx, call.id, now, fold=[joining.started(room, now)], grace=grace_of(ctx.hub.rules))
+        news = [joining.started(room, now)]
+        # Nobody is there yet to be told.
+        settled = await settle_quietly(tx, call.id, now, fold=news, grace=grace_of(ctx.hub.rules))
         answer = CreatedRoom(call.id, room.sid, room.name, settled.call.status, call.created_at)
         await ctx.keep(tx, answer)
     return answer
@@ -179,7 +182,7 @@ async def get(ctx: Context, message: NameRoom) -> CallView:
 )
 async def update(ctx: Context, message: UpdateRoom) -> RoomAnswer:
     """Change a call's name, lock, lobby, features or metadata; everybody in it hears `room:updated`."""
-    async with ctx.transaction(turn=message.call_id) as tx:
+    async with ctx.deciding(message.call_id) as tx:
         before = await _locked(tx, message.call_id)
         members.demand_open(before)
         if ctx.if_match is not None and call_view(before).etag not in _tags(ctx.if_match):
@@ -204,11 +207,13 @@ async def update(ctx: Context, message: UpdateRoom) -> RoomAnswer:
         people = await rights.everybody(tx, after) if switched else []
         settled = await rights.withdraw(tx, after.id, people, ctx.now(), grace_of(ctx.hub.rules))
         answer = RoomAnswer(call_view(after))
+        if after.version != before.version:
+            ctx.due(after.id, [RoomUpdated(answer.call)])
+        if settled is not None:
+            ctx.due(after.id, settled.events)
         await ctx.keep(tx, answer)
-    if after.version != before.version:
-        await ctx.tell(after.id, RoomUpdated(answer.call))
     if settled is not None:
-        await announce(ctx, settled)
+        await carry_out(ctx, settled)
     if after.metadata != before.metadata:
         await in_time(ctx, _tell_media(ctx, after))
     if switched:
@@ -238,11 +243,11 @@ async def end(ctx: Context, message: EndRoom) -> RoomAnswer:
 
 async def end_call(ctx: Context, call_id: UUID, why: str, reason: str | None) -> RoomAnswer:
     """Ended is for ever: whoever ends it again gets the same answer."""
-    async with ctx.transaction(turn=call_id) as tx:
+    async with ctx.deciding(call_id) as tx:
         settled = await _end(ctx, tx, call_id, "room:end", why, reason)
         answer = RoomAnswer(call_view(settled.call))
         await ctx.keep(tx, answer)
-    await announce(ctx, settled)
+    await carry_out(ctx, settled)
     return answer
 
 
@@ -259,7 +264,7 @@ async def _end(ctx: Context, tx: Transaction, call_id: UUID, action: str, why: s
         reason=reason,
         details={"room_name": call.livekit_room_name, "was": call.status},
     )
-    return await settle(tx, call_id, now, fold=news, grace=grace_of(ctx.hub.rules))
+    return await settle(ctx, tx, call_id, now, news)
 
 
 @commands.add(
@@ -275,13 +280,11 @@ async def delete(ctx: Context, message: NameRoom) -> Empty:
     call = ctx.member.call
     if not members.heads(ctx.actor, call):
         raise errors.Forbidden("only the owner deletes a call")
-    async with ctx.transaction(turn=call.id) as tx:
-        settled = await _end(ctx, tx, call.id, "room:delete", "deleted", None)
+    async with ctx.deciding(call.id) as tx:
+        await _end(ctx, tx, call.id, "room:delete", "deleted", None)
         if not await calls.delete(tx, call.id):
             raise errors.NotFound()
         await ctx.keep(tx, Empty())
-    for event in settled.events:
-        await ctx.tell(call.id, event)
     # Always, whatever the facts say: there is no row any more that a later sweep could do it for.
     await _undo(ctx, call.livekit_room_name, call.region)
     return Empty()

@@ -60,15 +60,8 @@ def _handler(
             if_match=_if_match(request),
             client=_client(request),
         )
-        work = asyncio.ensure_future(dispatcher.run(ctx, command, fields, door="rest"))
-        try:
-            return _response(command, await asyncio.shield(work))
-        except asyncio.CancelledError:
-            # The client hung up and takes its work along; but what is decided is told to the others, or nobody ever
-            # hears of it. The command's own deadline ends it.
-            if not ctx.decided:
-                work.cancel()
-            raise
+        # A client that hangs up takes its work along; but what is decided is told to the others.
+        return _response(command, await dispatcher.run_for(ctx, command, fields, door="rest"))
 
     return handle
 
