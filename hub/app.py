@@ -89,7 +89,8 @@ class Node:
         self.presence = cluster.presence
         self.watching = cluster.watching
         self.rules = make_rules(settings)
-        self.sweep = Sweep(self, _Leader(cluster, "sweep"), regions=self.rules.regions, every_s=settings.sweep_s)
+        self.sweeper = _Leader(cluster, "sweep")
+        self.sweep = Sweep(self, self.sweeper, regions=self.rules.regions, every_s=settings.sweep_s)
         self.reconcile = _Reconciler(self.sweep)
 
     def config(self) -> dict[str, Any]:
@@ -116,6 +117,11 @@ class _Leader:
         self._cluster = cluster
         self._name = name
         self._led: Leadership | None = None
+
+    async def resign(self) -> None:
+        """Let another node begin at once."""
+        if self._led is not None:
+            await self._cluster.lock.release(self._led)
 
     async def leads(self) -> bool:
         """Raises ClusterUnavailable."""
@@ -307,7 +313,8 @@ async def _serving(
     ]
     if node.tokens.keys is not None:
         works.append(node.tokens.keys.run())
-    # A loop that fails ends the node: half a hub is worse than a restart.
+    # A loop that fails ends the node: half a hub is worse than a restart. What a loop or a command has committed it
+    # tells before its end.
     async with asyncio.TaskGroup() as group:
         loops = [group.create_task(work) for work in works]
         try:
@@ -319,9 +326,11 @@ async def _serving(
                     yield
                 finally:
                     await control.stop()
+            await dispatcher.finish()
         finally:
             for loop in loops:
                 loop.cancel()
+    await node.sweeper.resign()
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""After the commit of a settling: the room hears what changed, and LiveKit is told what it must do to agree.
+"""Settling on nobody's behalf: the room hears what changed, and LiveKit is told what it must do to agree.
 
 LiveKit may be away. Then nothing here raises: each order is given again by whatever settles the call next, the sweep at
 the latest.
@@ -6,8 +6,8 @@ the latest.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
@@ -31,7 +31,14 @@ log = structlog.get_logger("hub.orders")
 
 
 class Tenants(Protocol):
-    def tenant(self, tenant_id: UUID, user_id: str | None = None) -> AbstractAsyncContextManager[Transaction]: ...
+    def tenant(
+        self,
+        tenant_id: UUID,
+        user_id: str | None = None,
+        *,
+        turn: UUID | None = None,
+        then: Callable[[], Awaitable[None]] | None = None,
+    ) -> AbstractAsyncContextManager[Transaction]: ...
 
 
 class Voice(Protocol):
@@ -68,13 +75,28 @@ class Desk(Protocol):
     def clock(self) -> Callable[[], datetime]: ...
 
 
-async def conclude(desk: Desk, settled: Settled) -> None:
-    """Tell everybody, then order LiveKit. Never raises for what is away."""
-    await announce(desk.bus, settled.call.id, settled.events)
+async def learn(desk: Desk, tenant_id: UUID, call_id: UUID, news: Iterable[FactEvent] = ()) -> Settled:
+    """Settle with these news, tell the room, order LiveKit. Raises NotFound or DatabaseUnavailable, nothing being done.
+
+    From the commit on it never raises for what is away. Whoever may be cancelled runs it `sealed`.
+    """
+    async with deciding(desk, tenant_id, call_id) as (tx, due):
+        settled = await settle(tx, call_id, desk.clock(), fold=news, grace=grace_of(desk.rules))
+        due += settled.events
     await carry_out(desk, settled.call, settled.orders)
+    return settled
 
 
-async def announce(bus: Voice, call_id: UUID, events: Iterable[Event]) -> None:
+@asynccontextmanager
+async def deciding(desk: Desk, tenant_id: UUID, call_id: UUID) -> AsyncIterator[tuple[Transaction, list[Event]]]:
+    """A transaction that changes the call, and the events that are told of it: right after the commit, before another
+    one of this node has its turn."""
+    due: list[Event] = []
+    async with desk.db.tenant(tenant_id, turn=call_id, then=lambda: _announce(desk.bus, call_id, due)) as tx:
+        yield tx, due
+
+
+async def _announce(bus: Voice, call_id: UUID, events: Iterable[Event]) -> None:
     for event in events:
         try:
             await bus.to_room(call_id, event.name, event, recorded=event.recorded)
@@ -88,7 +110,9 @@ async def carry_out(desk: Desk, call: Call, orders: Iterable[Order]) -> None:
         try:
             news = await _obey(desk, call, order)
             if news:
-                await _learn(desk, call, news)
+                # What it orders now it would order again at the next settling.
+                async with deciding(desk, call.tenant_id, call.id) as (tx, due):
+                    due += (await settle(tx, call.id, desk.clock(), fold=news, grace=grace_of(desk.rules))).events
         except NotFound:
             # Gone already: what was wanted.
             continue
@@ -118,9 +142,3 @@ async def _obey(desk: Desk, call: Call, order: Order) -> list[FactEvent]:
             now = desk.clock()
             log.info("room_made_again", call_id=str(call.id), room_sid=room.sid)
             return [RoomStarted(at=now, known_at=now, room_sid=room.sid, room_created_at=room.created_at)]
-
-
-async def _learn(desk: Desk, call: Call, news: list[FactEvent]) -> None:
-    async with desk.db.tenant(call.tenant_id) as tx:
-        settled = await settle(tx, call.id, desk.clock(), fold=news, grace=grace_of(desk.rules))
-    await announce(desk.bus, call.id, settled.events)

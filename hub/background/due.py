@@ -17,11 +17,12 @@ import structlog
 
 from db import calls, facts, participants, system
 from db.errors import DatabaseUnavailable
-from hub.actions.orders import conclude
+from hub.actions.orders import carry_out, deciding, learn
 from hub.actions.settle import grace_of, settle
 from hub.background.inbox import InboxDesk
 from hub.context import RosterEntry
 from hub.protocol.errors import ClusterUnavailable, NotFound
+from hub.sealed import sealed
 
 log = structlog.get_logger("hub.due")
 
@@ -84,7 +85,7 @@ class Due:
             if call.call_id in self._not_before:
                 continue
             try:
-                await self._settle(call.tenant_id, call.call_id)
+                await sealed(learn(self._desk, call.tenant_id, call.call_id))
                 settled += 1
             except NotFound:
                 continue
@@ -92,11 +93,6 @@ class Due:
                 self._not_before[call.call_id] = now + timedelta(seconds=5)
                 log.warning("call_not_settled", call_id=str(call.call_id), error=repr(error))
         return settled
-
-    async def _settle(self, tenant_id: UUID, call_id: UUID) -> None:
-        async with self._desk.db.tenant(tenant_id) as tx:
-            done = await settle(tx, call_id, self._desk.clock(), grace=grace_of(self._desk.rules))
-        await conclude(self._desk, done)
 
     async def _until_next(self) -> float:
         async with self._desk.db.system() as tx:
@@ -134,7 +130,7 @@ class LostSockets(Generic[L]):
         lost = await self._roster.lost(self._desk.rules.socket_grace_s)
         for each in lost:
             # They left when they were last seen, not when we stopped waiting.
-            await self._detach(each.entry.tenant_id, each.call_id, each.entry.participant_id, each.since)
+            await sealed(self._detach(each.entry.tenant_id, each.call_id, each.entry.participant_id, each.since))
             await self._roster.confirm(each)
         return len(lost)
 
@@ -150,7 +146,7 @@ class LostSockets(Generic[L]):
         for tenant_id, call_id, participant_id in await self._unknown(now - grace):
             missed[participant_id] = since = self._strays.get(participant_id, now)
             if now - since >= grace:
-                await self._detach(tenant_id, call_id, participant_id, since)
+                await sealed(self._detach(tenant_id, call_id, participant_id, since))
                 detached += 1
         self._strays = missed
         return detached
@@ -178,7 +174,7 @@ class LostSockets(Generic[L]):
         # Back at the last moment, on whatever node.
         if any(entry.participant_id == participant_id for entry in await self._roster.sessions(call_id)):
             return
-        async with desk.db.tenant(tenant_id) as tx:
+        async with deciding(desk, tenant_id, call_id) as (tx, due):
             if await calls.lock(tx, call_id) is None:
                 return
             person = await participants.get(tx, call_id, participant_id)
@@ -186,4 +182,5 @@ class LostSockets(Generic[L]):
                 return
             await participants.detach(tx, [participant_id], since, "connection_lost")
             settled = await settle(tx, call_id, desk.clock(), grace=grace_of(desk.rules))
-        await conclude(desk, settled)
+            due += settled.events
+        await carry_out(desk, settled.call, settled.orders)

@@ -20,12 +20,13 @@ from db import inbox, system
 from db.errors import DatabaseUnavailable
 from db.inbox import Stored
 from hub import metrics
-from hub.actions.orders import Desk, RoomMedia, Tenants, conclude
+from hub.actions.orders import Desk, RoomMedia, Tenants, carry_out, deciding
 from hub.actions.rights import Granting, align
 from hub.actions.settle import Settled, grace_of, settle
 from hub.background.webhooks import news_of
 from hub.media.values import WebhookEvent
 from hub.protocol.errors import NotFound
+from hub.sealed import sealed
 
 if TYPE_CHECKING:
     from db.pool import Transaction
@@ -115,7 +116,8 @@ class Inbox:
         """All events of one room in one settling; where that fails, one by one, so that a bad one fails alone."""
         try:
             try:
-                await self._fold(events)
+                # Done is what is told, too: no stop comes between the two.
+                await sealed(self._fold(events))
             except DatabaseUnavailable:
                 raise
             except Exception:
@@ -148,17 +150,18 @@ class Inbox:
             return
         tenant_id, call_id = owner
         settled: Settled | None = None
-        async with self._desk.db.tenant(tenant_id) as tx:
+        async with deciding(self._desk, tenant_id, call_id) as (tx, due):
             try:
                 rules = self._desk.rules
                 settled = await settle(tx, call_id, self._desk.clock(), fold=news, grace=grace_of(rules))
+                due += settled.events
             except NotFound:
                 # Deleted since the look-up; there is nothing left to be right about.
                 pass
             await inbox.done(tx, ids)
         self._count(events, "folded" if settled else "ignored")
         if settled is not None:
-            await conclude(self._desk, settled)
+            await carry_out(self._desk, settled.call, settled.orders)
             await align(self._desk, tenant_id, call_id, connected)
 
     async def _call_of(self, event: Stored) -> tuple[UUID, UUID] | None:

@@ -22,12 +22,13 @@ from db import system
 from db.errors import DatabaseUnavailable
 from db.system import OpenCall
 from hub import metrics
-from hub.actions.orders import conclude
+from hub.actions.orders import carry_out, deciding
 from hub.actions.rights import align
 from hub.actions.settle import Settled, grace_of, settle
 from hub.background.inbox import InboxDesk, InboxMedia
 from hub.media.values import ParticipantInfo, RoomInfo
 from hub.protocol.errors import ClusterUnavailable, HubError, NotFound
+from hub.sealed import sealed
 from hub.state.call import MakeRoom
 from hub.state.facts import SNAPSHOT_MARGIN, FactEvent, MediaSilent, RoomAbsent, SeenPerson, SeenTrack, SweepSeen
 
@@ -335,7 +336,7 @@ class Sweep:
             news = await self._news(call, listings, connected)
             if not news:
                 return _Outcome(call.call_id, call.room_name, skipped=True)
-            settled = await self._settle(call, news, dry_run=dry_run)
+            settled = await sealed(self._settle(call, news, connected, dry_run=dry_run))
         except NotFound:
             return _Outcome(call.call_id, call.room_name)
         except DatabaseUnavailable as error:
@@ -344,9 +345,6 @@ class Sweep:
         except Exception:
             log.exception("call_not_compared", call_id=str(call.call_id))
             return _Outcome(call.call_id, call.room_name, skipped=True, failed=True)
-        if not dry_run:
-            await conclude(self._desk, settled)
-            await align(self._desk, call.tenant_id, call.call_id, connected)
         missing = any(isinstance(order, MakeRoom) for order in settled.orders)
         return _Outcome(call.call_id, call.room_name, corrections=_corrections(call, settled), room_missing=missing)
 
@@ -383,17 +381,22 @@ class Sweep:
         connected.extend(people)
         return [observed(room, people, asked_at)]
 
-    async def _settle(self, call: OpenCall, news: Sequence[FactEvent], *, dry_run: bool) -> Settled:
+    async def _settle(
+        self, call: OpenCall, news: Sequence[FactEvent], connected: Sequence[ParticipantInfo], *, dry_run: bool
+    ) -> Settled:
         settled: Settled | None = None
         try:
-            async with self._desk.db.tenant(call.tenant_id) as tx:
+            async with deciding(self._desk, call.tenant_id, call.call_id) as (tx, due):
                 grace = grace_of(self._desk.rules)
                 settled = await settle(tx, call.call_id, self._desk.clock(), fold=news, grace=grace)
                 if dry_run:
                     raise _DryRun
+                due += settled.events
         except _DryRun:
-            pass
-        assert settled is not None
+            assert settled is not None
+            return settled
+        await carry_out(self._desk, settled.call, settled.orders)
+        await align(self._desk, call.tenant_id, call.call_id, connected)
         return settled
 
     async def _orphans(

@@ -21,8 +21,7 @@ import pytest
 from db.pool import Database
 from hub.actions import all_commands
 from hub.actions.members import authorize
-from hub.actions.orders import conclude
-from hub.actions.settle import grace_of, settle
+from hub.actions.orders import learn
 from hub.cluster import Cluster
 from hub.context import Actor, Context, GuestPass, Position, Reconciliation, RosterEntry, Rules
 from hub.dispatch import Ack, Dispatcher
@@ -270,9 +269,7 @@ class Node:
 
     async def news(self, call_id: UUID, *news: FactEvent, tenant: UUID = TENANT) -> None:
         """What a webhook would have told."""
-        async with self.db.tenant(tenant) as tx:
-            settled = await settle(tx, call_id, self.clock(), fold=news, grace=grace_of(self.rules))
-        await conclude(self, settled)
+        await learn(self, tenant, call_id, news)
         await self.delivered()
 
     async def connects(self, call_id: UUID, identity: str, *, tenant: UUID = TENANT, token: str | None = None) -> str:

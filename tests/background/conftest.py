@@ -17,7 +17,7 @@ from db import calls, inbox, participants, tenants, users
 from db.calls import Call
 from db.participants import Participant
 from db.pool import Database
-from hub.actions.orders import conclude
+from hub.actions.orders import learn
 from hub.actions.settle import Settled, grace_of, settle
 from hub.background.due import Due
 from hub.background.inbox import Inbox
@@ -136,10 +136,7 @@ class World:
         return person
 
     async def settle(self, call: Call, *news: FactEvent) -> Settled:
-        async with self.db.tenant(self.tenant_id) as tx:
-            settled = await settle(tx, call.id, self.clock(), fold=news, grace=self.grace)
-        await conclude(self, settled)
-        return settled
+        return await learn(self, self.tenant_id, call.id, news)
 
     async def work_off(self) -> None:
         """Everything that LiveKit sends is received, and everything received is worked off."""

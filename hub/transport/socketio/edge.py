@@ -66,6 +66,8 @@ _DRAIN_JITTER_MS = 3000
 # What everybody is told goes out in slices, and many that go at once are seen off in slices, so that the loop does not
 # stall.
 _SLICE = 500
+# The deadline of a socket's command, and what it has beyond to tell what it has decided.
+_COMMAND_S = 6.0
 _LEAVING = 100
 
 
@@ -174,8 +176,8 @@ class Edge:
             else:
                 socket.close(frames.RESTART)
         try:
-            # They hang up by themselves, or are hung up on.
-            async with asyncio.timeout(self.options.hangup_s + 1):
+            # They hang up by themselves, or are hung up on; their commands have the time that commands have.
+            async with asyncio.timeout(self.options.hangup_s + _COMMAND_S):
                 await self._empty.wait()
         except TimeoutError:
             log.warning("drained_with_commands_running", sockets=self._serving)
