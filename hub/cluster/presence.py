@@ -118,10 +118,7 @@ class Presences:
         for attempt in (1, 2):
             found = await self._choose(tenant_id, user_id, wish, "")
             if found is not None:
-                known = _known(found)
-                if not known.devices and (tenant_id, user_id) in self._here:
-                    # The device that chooses has only just come, and Redis is about to hear of it.
-                    known = msgspec.structs.replace(known, devices=(False,))
+                known = self._known((tenant_id, user_id), found)
                 if known.choice is not None and (tenant_id, user_id) in self._here:
                     self._choices[(tenant_id, user_id)] = known.choice
                 return known
@@ -133,10 +130,16 @@ class Presences:
         """How these people are, in their order."""
         known: list[Known] = []
         for start in range(0, len(user_ids), _BATCH):
-            found = await self._door.run(
-                _LOOK, [self._keys.nodes], self._keys.presence, str(tenant_id), *user_ids[start : start + _BATCH]
-            )
-            known += map(_known, found)
+            some = user_ids[start : start + _BATCH]
+            found = await self._door.run(_LOOK, [self._keys.nodes], self._keys.presence, str(tenant_id), *some)
+            known += [self._known((tenant_id, one), record) for one, record in zip(some, found, strict=True)]
+        return known
+
+    def _known(self, user: User, found: Sequence[bytes]) -> Known:
+        known = _known(found)
+        if not known.devices and user in self._here:
+            # A device has only just come, and Redis is about to hear of it.
+            return msgspec.structs.replace(known, devices=(False,))
         return known
 
     async def ring(self, tenant_id: UUID, user_ids: Sequence[str]) -> None:

@@ -32,8 +32,11 @@ STEP_S = 20.0
 class NodeProcess:
     """`auralink-hub serve` with some environment. Ready when `start` returns."""
 
-    def __init__(self, environ: Mapping[str, str], port: int, internal_port: int) -> None:
+    def __init__(
+        self, environ: Mapping[str, str], port: int, internal_port: int, arguments: tuple[str, ...] = ()
+    ) -> None:
         self._environ = dict(environ)
+        self._arguments = arguments
         self.url = f"http://127.0.0.1:{port}"
         self.internal_url = f"http://127.0.0.1:{internal_port}"
         self._log = Path(tempfile.mkstemp(prefix="auralink-node-", suffix=".log")[1])
@@ -41,8 +44,9 @@ class NodeProcess:
 
     async def start(self, *, until_ready: bool = True) -> Self:
         with self._log.open("ab") as log:
+            words = (sys.executable, "-m", "hub", "serve", *self._arguments)
             self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "hub", "serve"), cwd=ROOT, env=self._environ, stdout=log, stderr=log
+                *words, cwd=ROOT, env=self._environ, stdout=log, stderr=log
             )
         if until_ready:
             await self.until_ready()
@@ -69,6 +73,11 @@ class NodeProcess:
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
+
+    async def ended(self, timeout_s: float) -> int:
+        """Wait for its own end; the exit code."""
+        assert self._process is not None
+        return await asyncio.wait_for(self._process.wait(), timeout_s)
 
     async def stop(self, timeout_s: float = 30.0) -> int:
         """SIGTERM, and wait; the exit code."""
@@ -130,7 +139,9 @@ class Stage:
             **over,
         }
 
-    async def node(self, *, port: int | None = None, until_ready: bool = True, **over: str) -> NodeProcess:
+    async def node(
+        self, *, port: int | None = None, until_ready: bool = True, arguments: tuple[str, ...] = (), **over: str
+    ) -> NodeProcess:
         """Start a node. The first one listens where LiveKit reports to."""
         if port is None:
             port = self.livekit.webhook_port if self.livekit and not self.nodes else free_port()
@@ -141,7 +152,7 @@ class Stage:
             AURALINK_PUBLIC_URL=f"http://127.0.0.1:{port}",
             AURALINK_NODE_ID=f"node-{len(self.nodes)}",
         )
-        node = NodeProcess({**environ, **over}, port, internal)
+        node = NodeProcess({**environ, **over}, port, internal, arguments)
         self.nodes.append(node)
         return await node.start(until_ready=until_ready)
 

@@ -14,6 +14,7 @@ import pytest_asyncio
 
 from hub.context import Position, RosterEntry
 from hub.transport.socketio import EdgeOptions
+from hub.transport.socketio.session import Session
 from tests.fakes.sockets import TENANT, Closed, FakeHub, Node, Raw, connect, node, raw, until
 
 
@@ -665,3 +666,40 @@ async def test_connecting_over_and_over_closes(edge: Node) -> None:
             assert (await client.hear()).startswith("44/other,")
         await client.say("40/other,")
         assert await client.closed(1) == 1002
+
+
+async def test_only_a_goodbye_on_purpose_is_one(edge: Node) -> None:
+    """S-243: a disconnect of the client's or the server's own; not a line that broke, nor a page that is left."""
+    goodbyes: list[bool] = []
+
+    class Register:
+        def opened(self, session: Session) -> None:
+            pass
+
+        def closed(self, session: Session) -> None:
+            goodbyes.append(session.goodbye)
+
+    edge.edge._register_of_all = Register()
+
+    async def ended(count: int) -> bool:
+        await until(lambda: len(goodbyes) == count)
+        return goodbyes[-1]
+
+    async with raw(edge.socket_url, token="good:a") as client:
+        await client.say("41")
+        assert await ended(1) is True
+    async with raw(edge.socket_url, token="good:a") as client:
+        await client.websocket.close(code=1000)
+        assert await ended(2) is True
+    async with raw(edge.socket_url, token="good:a") as client:
+        await client.websocket.close(code=1001)
+        assert await ended(3) is False
+    async with raw(edge.socket_url, token="good:a") as client:
+        await client.say("1")
+        assert await ended(4) is False
+    async with raw(edge.socket_url, token="good:a") as client:
+        await client.command("test:close", {"reconnect": False})
+        assert await ended(5) is True
+    async with raw(edge.socket_url, token="good:a") as client:
+        await client.command("test:close", {"reconnect": True})
+        assert await ended(6) is False

@@ -25,6 +25,9 @@ BYTES = metrics.Tally("socket_sent_bytes", "Bytes written to sockets")
 _AHEAD_BYTES = 65_536
 
 
+_NORMAL = frames.NORMAL.to_bytes(2, "big")
+
+
 class Home(Protocol):
     """Who has the sockets."""
 
@@ -166,7 +169,9 @@ class Socket(asyncio.Protocol):
 
     def _hear(self, opcode: int, data: bytes) -> None:
         if opcode == frames.CLOSE:
-            # Said first or in answer: either way it has said all.
+            # Said first or in answer: either way it has said all. A page that is left says 1001, or no code.
+            if self.session is not None and self.open and data[:2] == _NORMAL:
+                self.session.goodbye = True
             self.close(frames.NORMAL)
             self._wire.close()
         elif self.open and opcode != frames.PONG:
