@@ -35,6 +35,8 @@ TEMPLATE = "hub_drill_template"
 CLUSTER_SECRET = "the-cluster-secret-of-the-drills-" + "x" * 8
 # Connects at a time; more only queue in front of a node.
 _AT_ONCE = 25
+# On a machine that everything here shares.
+_READY_S = 90.0
 
 
 @dataclass(frozen=True)
@@ -112,9 +114,15 @@ class Ground:
         }
         node = NodeProcess(environ, port, internal)
         self.nodes.append(node)
-        await node.start()
+        await self.start(node)
         self.urls.append(node.url)
         return node
+
+    @staticmethod
+    async def start(node: NodeProcess) -> None:
+        """For the first time or again. Ready when this returns."""
+        await node.start(until_ready=False)
+        await node.until_ready(_READY_S)
 
     async def metric(self, node: NodeProcess, start: str) -> float:
         """The sum of a node's samples whose line begins so."""

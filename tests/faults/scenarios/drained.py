@@ -32,7 +32,7 @@ async def _play(ground: Ground, plan: Plan) -> Sequence[Figure]:
             codes.append(await node.stop(timeout_s=60))
             exits.append(time.monotonic() - began)
             unready.append(await watching)
-            await node.start()
+            await ground.start(node)
             ground.healed()
             await asyncio.sleep(2)
         # Those who came back must not be given up either.

@@ -73,7 +73,7 @@ async def _alternate(ground: Ground, plan: Plan) -> Sequence[Figure]:
             node = ground.nodes[turn % 2]
             began = ground.fault(f"kill -9 of node {turn % 2}")
             await node.kill()
-            await node.start()
+            await ground.start(node)
             ground.healed()
             await asyncio.sleep(max(0.0, began + 15 - time.monotonic()))
     await quiet(ground)

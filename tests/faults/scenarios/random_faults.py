@@ -210,7 +210,7 @@ class _Nemesis:
         node = self._chance.choice(self._ground.nodes)
         await node.kill()
         await asyncio.sleep(self._some(0.5, 8))
-        await node.start()
+        await self._ground.start(node)
 
     async def _stop(self) -> None:
         node = self._chance.choice(self._ground.nodes)
