@@ -1,4 +1,4 @@
-"""The one road of a command, from a socket or from REST: look up → limit → decode → permit → claim → run → answer.
+"""The one road of a command, from a socket or from REST: look up → limit → decode → claim → permit → run → answer.
 
 Whatever happens, the caller gets an answer: the command's own, or a refusal with a code. What escapes an action and is
 no refusal is a bug: logged with its traceback, answered as `internal`.
@@ -148,8 +148,8 @@ class Dispatcher:
         if command.mutates and op_id is not None:
             ctx.op_key = f"op:{_uuid('op_id', op_id)}"
         message = decode(command.message, fields)
-        await self._permit(ctx, command, message)
         if ctx.op_key is None or not command.mutates:
+            await self._permit(ctx, command, message)
             return Answer(await command.run(ctx, message))
         return await self._once(ctx, command, fields, message)
 
@@ -201,13 +201,17 @@ class Dispatcher:
                 ctx._member = await self._authorize(ctx, message.call_id, permission)
 
     async def _once(self, ctx: Context, command: Command, fields: Mapping[str, Any], message: Any) -> Answer:
-        """Exactly one effect under `ctx.op_key`, on whatever node the repeats arrive."""
+        """Exactly one effect under `ctx.op_key`, on whatever node the repeats arrive.
+
+        A kept answer comes before the permission: what it answers was permitted, and may be why it is no more.
+        """
         assert ctx.op_key is not None
         digest = hashlib.sha256(msgspec.json.encode([command.name, fields], order="deterministic")).digest()
         answer = await self._claim(ctx, command, digest)
         if answer is not None:
             return Answer(msgspec.Raw(answer), replayed=True)
         try:
+            await self._permit(ctx, command, message)
             data = await command.run(ctx, message)
         except BaseException:
             # Nothing happened: a repeat may try. Shielded, since the deadline may be what ended it.
