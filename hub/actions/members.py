@@ -39,8 +39,11 @@ async def authorize(ctx: Context, call_id: UUID, permission: Permission | None) 
     if not heads(actor, call):
         if person is None:
             raise errors.NotFound()
-        if banned or person.status == "kicked":
+        if banned:
             raise errors.Banned()
+        if person.status == "kicked":
+            # They may come again (`room:join`), and have no part in it until then.
+            raise errors.NotInRoom()
     member = as_member(actor, call, person)
     if ctx.session is not None and (person is None or person.id != ctx.session.rooms.get(call_id)):
         member = msgspec.structs.replace(member, participant=None)
