@@ -86,6 +86,10 @@ class Inbox:
             except DatabaseUnavailable as error:
                 log.warning("inbox_waits", error=str(error))
                 claimed = 0
+            except Exception:
+                # The events are kept: a restart would only bring the same again.
+                log.exception("inbox_crashed")
+                claimed = 0
             if not claimed:
                 try:
                     async with asyncio.timeout(self._poll_s * random.uniform(0.8, 1.2)):

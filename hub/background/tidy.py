@@ -38,6 +38,8 @@ class Tidy:
                 await self.once()
             except DatabaseUnavailable as error:
                 log.warning("tidy_postponed", error=str(error)[:200])
+            except Exception:
+                log.exception("tidy_crashed")
 
     async def once(self) -> int:
         """Forget what is over; how many rows. Raises DatabaseUnavailable."""

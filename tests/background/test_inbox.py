@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
 from db import inbox, participants
+from db.pool import Database
 from hub.background.inbox import Inbox
 from hub.media import webhooks
 from hub.media.values import WebhookEvent
@@ -266,3 +268,36 @@ async def test_durations_are_the_sum_of_the_stays(world: World) -> None:
     assert row.duration_seconds == pytest.approx(3.9, abs=1)
     assert people["bob"].duration_seconds == pytest.approx(3.9, abs=1)
     assert people["anna"].duration_seconds == pytest.approx(2.4, abs=1)
+
+
+class Stumbling:
+    """A database whose first transaction across tenants runs into a bug."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self.stumbled = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._db, name)
+
+    def system(self) -> Any:
+        if not self.stumbled:
+            self.stumbled += 1
+            raise LookupError("a bug")
+        return self._db.system()
+
+
+async def test_a_bug_does_not_end_the_worker(world: World) -> None:
+    call = await world.call("anna")
+    world.livekit.join(call.livekit_room_name, "anna")
+    await world.livekit.settled()
+    whole, stumbling = world.db, Stumbling(world.db)
+    world.db = stumbling  # type: ignore[assignment]
+    loop = asyncio.create_task(world.inbox.run())
+    try:
+        await eventually(lambda: world.status(call, "anna"), "joined")
+    finally:
+        loop.cancel()
+        await asyncio.gather(loop, return_exceptions=True)
+        world.db = whole
+    assert stumbling.stumbled == 1
