@@ -84,6 +84,15 @@ async def get(tx: Transaction, call_id: UUID, participant_id: UUID) -> Participa
     return Participant(*row) if row else None
 
 
+HOLD = f"SELECT {COLUMNS} FROM call_participants WHERE call_id = $1 AND id = $2 FOR NO KEY UPDATE"
+
+
+async def hold(tx: Transaction, call_id: UUID, participant_id: UUID) -> Participant | None:
+    """The row as it stands, held until the transaction ends."""
+    row = await tx.fetchrow(HOLD, call_id, participant_id)
+    return Participant(*row) if row else None
+
+
 BY_IDENTITY = f"SELECT {COLUMNS} FROM call_participants WHERE call_id = $1 AND identity = $2"
 
 

@@ -9,7 +9,9 @@ from uuid import UUID
 import structlog
 
 from db import calls, participants
+from db.calls import Call
 from db.errors import DatabaseUnavailable
+from db.participants import Participant
 from hub.actions import joining, members
 from hub.actions.aftermath import carry_out, evict, put_out, settle
 from hub.actions.hands import queue
@@ -112,7 +114,7 @@ async def join(ctx: Context, message: JoinRoom) -> RoomSnapshot:
     try:
         await session.enter(call_id, seat.participant.id)
         await carry_out(ctx, settled)
-        snapshot = await _snapshot(ctx, session, call_id, seat.participant.id, message.since, media)
+        snapshot = await _snapshot(ctx, session, call_id, seat.participant.id, message.since, media, entering=True)
         # Last, when nothing can go wrong any more: an older session of theirs is told that it is out.
         await evict(ctx, call_id, seat.participant.id, RoomLeft("taken_over"))
     except BaseException:
@@ -168,6 +170,28 @@ def _session(ctx: Context) -> Session:
     return ctx.session
 
 
+async def _stands(ctx: Context, call: Call, me: Participant) -> bool:
+    """Whether somebody whom the roster knows is still in: while they came in the call may have ended, somebody may have
+    put them out, or the grace of their last socket been over. False: they were detached, and are in again now.
+
+    Raises CallEnded or NotInRoom.
+    """
+    members.demand_open(call)
+    if me.attached:
+        return True
+    if me.hub_left_reason != "connection_lost":
+        raise errors.NotInRoom("put out of the room while entering it")
+    async with ctx.deciding(call.id) as tx:
+        locked = await calls.lock(tx, call.id)
+        if locked is None:
+            raise errors.NotFound()
+        members.demand_open(locked)
+        await participants.attach(tx, me.id, ctx.now())
+        settled = await settle(ctx, tx, call.id, ctx.now())
+    await carry_out(ctx, settled)
+    return False
+
+
 async def _withdraw(ctx: Context, session: Session, seat: Seat, since: datetime) -> None:
     """The join came to nothing: nobody is left standing in the room who was never told that they are in it."""
     try:
@@ -218,6 +242,8 @@ async def _snapshot(
     participant_id: UUID,
     since: RoomPosition | None,
     media: MediaAccess | None,
+    *,
+    entering: bool = False,
 ) -> RoomSnapshot:
     # The position first: an event between the two is in the picture and comes again, which a client can bear; the
     # other way round it would be in neither.
@@ -225,10 +251,14 @@ async def _snapshot(
     async with ctx.transaction() as tx:
         call = await calls.get(tx, call_id)
         present = await participants.in_call(tx, call_id)
-        me = await participants.get(tx, call_id, participant_id)
+        # Held, as by whoever detaches them (hub/background/due.py): one of the two sees what the other did.
+        look = participants.hold if entering else participants.get
+        me = await look(tx, call_id, participant_id)
         hands = await queue(tx, call_id)
     if call is None or me is None:
         raise errors.NotFound()
+    if entering and not await _stands(ctx, call, me):
+        return await _snapshot(ctx, session, call_id, participant_id, since, media, entering=True)
     session.seen(call_id, Position(position.epoch, position.offset))
     return RoomSnapshot(
         call=call_view(call),

@@ -126,13 +126,21 @@ class LostSockets(Generic[L]):
             await asyncio.sleep(_LOST_EVERY_S * random.uniform(0.8, 1.2))
 
     async def once(self) -> int:
-        """What is not confirmed comes again. Raises ClusterUnavailable, DatabaseUnavailable."""
-        lost = await self._roster.lost(self._desk.rules.socket_grace_s)
-        for each in lost:
-            # They left when they were last seen, not when we stopped waiting.
-            await sealed(self._detach(each.entry.tenant_id, each.call_id, each.entry.participant_id, each.since))
-            await self._roster.confirm(each)
-        return len(lost)
+        """How many were settled. What is not confirmed comes again. Raises ClusterUnavailable."""
+        settled = 0
+        for each in await self._roster.lost(self._desk.rules.socket_grace_s):
+            who = {"call_id": str(each.call_id), "participant_id": str(each.entry.participant_id)}
+            try:
+                # They left when they were last seen, not when we stopped waiting.
+                await sealed(self._detach(each.entry.tenant_id, each.call_id, each.entry.participant_id, each.since))
+                await self._roster.confirm(each)
+                settled += 1
+            except (DatabaseUnavailable, ClusterUnavailable) as error:
+                log.warning("lost_socket_waits", error=str(error), **who)
+            except Exception:
+                # It is handed out again in half a minute; the others need not wait for it.
+                log.exception("lost_socket_failed", **who)
+        return settled
 
     async def strays(self) -> int:
         """Detach those whom no roster knows any more: their node and the roster's data died together.
@@ -171,8 +179,7 @@ class LostSockets(Generic[L]):
 
     async def _detach(self, tenant_id: UUID, call_id: UUID, participant_id: UUID, since: datetime) -> None:
         desk = self._desk
-        # Back at the last moment, on whatever node.
-        if any(entry.participant_id == participant_id for entry in await self._roster.sessions(call_id)):
+        if await self._is_back(call_id, participant_id):
             return
         async with deciding(desk, tenant_id, call_id) as (tx, due):
             if await calls.lock(tx, call_id) is None:
@@ -180,7 +187,16 @@ class LostSockets(Generic[L]):
             person = await participants.get(tx, call_id, participant_id)
             if person is None or person.hub_joined_at is None or person.hub_joined_at > since:
                 return
+            # Whoever comes in holds the row once more when the roster knows them: either we see them here, or they see
+            # that they were detached.
+            await participants.hold(tx, call_id, participant_id)
+            if await self._is_back(call_id, participant_id):
+                return
             await participants.detach(tx, [participant_id], since, "connection_lost")
             settled = await settle(tx, call_id, desk.clock(), grace=grace_of(desk.rules))
             due += settled.events
         await carry_out(desk, settled.call, settled.orders)
+
+    async def _is_back(self, call_id: UUID, participant_id: UUID) -> bool:
+        """On whatever node, at the last moment."""
+        return any(entry.participant_id == participant_id for entry in await self._roster.sessions(call_id))

@@ -5,8 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
+import msgspec
+import pytest
+
+from hub.background.due import LostSockets
+from hub.protocol.errors import CallEnded, NotInRoom
 from tests.actions.conftest import Node, Socket, eventually
 
 
@@ -93,7 +98,88 @@ async def test_who_is_kicked_while_coming_in_leaves_no_ghost(hub: Node) -> None:
         await host.do("participant:kick", call_id=call_id, participant_id=participant_id)
 
     bob.meanwhile = kick  # type: ignore[method-assign]
-    await asyncio.gather(bob.join(call_id), return_exceptions=True)
+    with pytest.raises(NotInRoom):
+        await bob.join(call_id)
+    assert bob.rooms == {}
     await hub.delivered()
     told = [(name, event["participants"][0]["status"]) for name, event in host.heard if name.startswith("participant:")]
     assert told == [("participant:joined", "joined"), ("participant:left", "kicked")]
+
+
+async def test_a_call_that_ends_while_somebody_comes_in_keeps_nobody(hub: Node) -> None:
+    ann, bob = hub.person("ann"), entering(hub, "bob")
+    call_id = await ann.room()
+
+    async def end(call_id: UUID, participant_id: UUID) -> None:
+        await ann.do("room:end", call_id=call_id)
+
+    bob.meanwhile = end  # type: ignore[method-assign]
+    with pytest.raises(CallEnded):
+        await bob.join(call_id)
+    assert bob.rooms == {}
+    assert await hub.roster.sessions(call_id) == []
+
+
+async def test_who_comes_back_as_the_grace_ends_is_in(hub: Node) -> None:
+    hub.rules = msgspec.structs.replace(hub.rules, socket_grace_s=0.2)
+    host, old, new = hub.person("ann").socket(), hub.person("bob").socket(), entering(hub, "bob")
+    call_id = await hub.person("ann").room()
+    await host.join(call_id)
+    await old.join(call_id)
+    await hub.roster.interrupt(call_id, old.id)
+    hub.sockets.remove(old)
+    await asyncio.sleep(0.3)
+
+    async def look(call_id: UUID, participant_id: UUID) -> None:
+        assert await LostSockets(hub, hub.roster).once() == 1
+
+    new.meanwhile = look  # type: ignore[method-assign]
+    joined = await new.join(call_id)
+    assert joined.self.status == "joined"
+    assert await hub.value("SELECT status FROM call_participants WHERE user_id = 'bob'") == "joined"
+    assert (await new.ack("hand:raise", call_id=call_id)).ok
+    assert [name for name, _ in host.heard if name.startswith("participant:")][-2:] == [
+        "participant:left",
+        "participant:joined",
+    ]
+
+
+async def test_a_repeat_gets_its_answer_although_it_would_be_refused_by_now(hub: Node) -> None:
+    host, bob = hub.person("ann").socket(), hub.person("bob").socket()
+    call_id = await hub.person("ann").room()
+    await host.join(call_id)
+    his = (await bob.join(call_id)).self.participant_id
+    raising, ending = str(uuid4()), str(uuid4())
+    assert (await bob.ack("hand:raise", call_id=call_id, op_id=raising)).ok
+    await host.do("participant:set_role", call_id=call_id, participant_id=his, role="host")
+    assert (await bob.ack("room:end", call_id=call_id, op_id=ending)).ok
+    for name, op_id in (("hand:raise", raising), ("room:end", ending)):
+        again = await bob.ack(name, call_id=call_id, op_id=op_id)
+        assert (again.ok, again.replayed) == (True, True)
+
+
+async def test_what_was_refused_may_be_asked_again_under_its_key(hub: Node) -> None:
+    host, bob = hub.person("ann").socket(), hub.person("bob").socket()
+    call_id = await hub.person("ann").room()
+    await host.join(call_id)
+    his = (await bob.join(call_id)).self.participant_id
+    op_id = str(uuid4())
+    refused = await bob.ack("room:end", call_id=call_id, op_id=op_id)
+    assert refused.error is not None and refused.error.code == "forbidden"
+    await host.do("participant:set_role", call_id=call_id, participant_id=his, role="host")
+    again = await bob.ack("room:end", call_id=call_id, op_id=op_id)
+    assert (again.ok, again.replayed) == (True, False)
+
+
+async def test_who_was_kicked_without_a_ban_is_not_banned(hub: Node) -> None:
+    host, bob = hub.person("ann").socket(), hub.person("bob")
+    call_id = await hub.person("ann").room()
+    await host.join(call_id)
+    his = (await bob.socket().join(call_id)).self.participant_id
+    await host.do("participant:kick", call_id=call_id, participant_id=his)
+    assert await bob.refused("room:get", call_id=call_id) == "not_in_room"
+    await bob.socket().join(call_id)
+    assert await bob.refused("room:get", call_id=call_id) == "ok"
+    await host.do("participant:kick", call_id=call_id, participant_id=his, ban_s=60)
+    assert await bob.refused("room:get", call_id=call_id) == "banned"
+    assert await bob.refused("room:token", call_id=call_id) == "banned"

@@ -149,3 +149,15 @@ async def test_a_seat_held_by_a_token_is_given_back_in_time(world: World) -> Non
     world.clock.forward(2)
     await world.due.once()
     assert await world.status(call, "anna") == "invited"
+
+
+async def test_one_lost_socket_that_cannot_be_settled_holds_up_no_other(world: World) -> None:
+    call, roster = await world.call("anna", "bob"), Roster()
+    anna, bob = await attach(world, call, "anna"), await attach(world, call, "bob")
+    since = world.clock()
+    world.clock.forward(30)
+    broken = msgspec.structs.replace(anna, participant_id="no id at all")  # type: ignore[arg-type]
+    roster.gone += [Lost(call.id, broken, since), Lost(call.id, bob, since)]
+    assert await LostSockets(world, roster).once() == 1
+    assert (await world.status(call, "anna"), await world.status(call, "bob")) == ("joined", "left")
+    assert [lost.entry for lost in roster.gone] == [broken]

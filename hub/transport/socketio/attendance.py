@@ -13,6 +13,7 @@ from uuid import UUID
 from hub.context import Hub, Position, RosterEntry
 from hub.protocol import errors
 from hub.protocol.errors import HubError
+from hub.protocol.rooms import RoomEnded
 from hub.transport.socketio.chores import Chores
 from hub.transport.socketio.fanout import Rooms
 from hub.transport.socketio.session import Session
@@ -110,7 +111,9 @@ class Attendance:
         entered, session.entered = session.entered, {}
         for call_id, fresh in entered.items():
             if ok or not fresh:
-                self._rooms.release(call_id, session)
+                if RoomEnded.name in self._rooms.release(call_id, session):
+                    # Of the others who heard it the edge has seen to; this one was still on the way in.
+                    self.put_out(session, call_id)
             elif call_id in session.joined:
                 # The client was told that it is not in: so it must not hear the room.
                 self.depart(session, call_id, self._roster.leave)

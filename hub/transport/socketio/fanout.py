@@ -158,18 +158,19 @@ class Rooms:
             if guard.held is None:
                 self._promote(room, session, guard)
 
-    def release(self, call_id: UUID, session: Session) -> None:
-        """The ack has left: what was held follows it."""
+    def release(self, call_id: UUID, session: Session) -> list[str]:
+        """The ack has left: what was held follows it. The names of it."""
         room = self._rooms.get(call_id)
         guard = room.guards.get(session) if room else None
         if room is None or guard is None or guard.held is None:
-            return
+            return []
         codec = session.socket.codec
-        due = [frame.encoded(codec) for frame in guard.held if guard.passes(frame)]
+        due = [frame for frame in guard.held if guard.passes(frame)]
         guard.held = None
         if due:
-            session.socket.write(b"".join(due), len(due))
+            session.socket.write(b"".join(frame.encoded(codec) for frame in due), len(due))
         self._promote(room, session, guard)
+        return [frame.name for frame in due]
 
     def exit(self, call_id: UUID, session: Session) -> None:
         room = self._rooms.get(call_id)
