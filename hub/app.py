@@ -48,6 +48,7 @@ from hub.transport import docs, health, middleware, rest, webhook
 from hub.transport.auth import TokenRules, Tokens, tenant_id
 from hub.transport.control import Control
 from hub.transport.door import Door
+from hub.transport.runner import Runner
 from hub.transport.socketio import Edge, EdgeOptions
 from hub.transport.socketio.session import Session
 
@@ -354,7 +355,7 @@ async def _site(runner: web.AppRunner, address: Address) -> AsyncIterator[None]:
 
 
 def _runner(application: web.Application) -> web.AppRunner:
-    return web.AppRunner(application, shutdown_timeout=_CLOSE_S, **middleware.RUNNER)
+    return Runner(application, shutdown_timeout=_CLOSE_S, **middleware.RUNNER)
 
 
 def _let_go(leash: int, stop: asyncio.Event) -> None:

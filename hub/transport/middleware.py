@@ -17,6 +17,7 @@ import structlog
 from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler, Middleware
+from aiohttp.web_protocol import RequestPayloadError
 
 from hub import metrics
 from hub.commands import Command
@@ -45,7 +46,7 @@ BODY_DEADLINE_S: Final = 10.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _API = "/api/"
-_HEADERS = {
+HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
@@ -70,8 +71,11 @@ def setup(app: web.Application, *, origins: frozenset[str], https: bool) -> None
 
 
 def _no_noise(record: logging.LogRecord) -> bool:
-    """Count requests that are no HTTP instead of logging them: anybody could fill the log with tracebacks."""
-    if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError):
+    """Count requests that are no HTTP instead of logging them: anybody could fill the log with tracebacks.
+
+    Nobody has to read a body that is not what its encoding says: aiohttp does, to get to the next request.
+    """
+    if record.exc_info and isinstance(record.exc_info[1], HttpProcessingError | RequestPayloadError):
         MALFORMED.inc()
         return False
     return True
@@ -160,7 +164,7 @@ def _translated(error: web.HTTPException, request_id: str) -> web.StreamResponse
 
 def _headers(origins: frozenset[str], https: bool) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:
     async def add(request: web.Request, response: web.StreamResponse) -> None:
-        for name, value in _HEADERS.items():
+        for name, value in HEADERS.items():
             response.headers.setdefault(name, value)
         response.headers.pop(hdrs.SERVER, None)
         if https:
@@ -197,7 +201,7 @@ async def read_body(request: web.Request, limit: int = BODY_BYTES, deadline_s: f
         raise errors.Timeout(f"the body took longer than {deadline_s:g} s") from None
     except (web.HTTPException, ConnectionError):
         raise
-    except ValueError as error:
+    except (RequestPayloadError, ValueError) as error:
         # A body that is not what Content-Encoding or Transfer-Encoding says.
         raise errors.BadRequest("the body cannot be read") from error
     return bytes(body)

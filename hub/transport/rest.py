@@ -39,7 +39,10 @@ def setup(app: web.Application, dispatcher: Dispatcher, hub: Hub) -> None:
     """Add the route of every declared command."""
     for command in dispatcher.commands:
         if command.http is not None:
-            app.router.add_route(command.http.method, BASE + command.http.path, _handler(command, dispatcher, hub))
+            path, handler = BASE + command.http.path, _handler(command, dispatcher, hub)
+            app.router.add_route(command.http.method, path, handler)
+            if command.http.method == hdrs.METH_GET:
+                app.router.add_route(hdrs.METH_HEAD, path, handler)
 
 
 def _handler(

@@ -25,6 +25,7 @@ from hub.policy import Permission
 from hub.protocol import errors
 from hub.transport import docs, middleware, rest
 from hub.transport.auth import TokenRules, Tokens
+from hub.transport.runner import Runner
 
 SECRET = "the-secret-of-these-tests-is-long-enough"
 ORIGIN = "https://app.example.com"
@@ -266,6 +267,11 @@ class Door:
 _DOCUMENTS = (contract.openapi(commands), contract.asyncapi(commands))
 
 
+class _Server(TestServer):
+    async def _make_runner(self, **how: Any) -> Runner:
+        return Runner(self.app, **how)
+
+
 @asynccontextmanager
 async def opened(
     db: Database | None = None, *, rules: TokenRules | None = None, https: bool = False
@@ -276,7 +282,7 @@ async def opened(
     middleware.setup(app, origins=frozenset({ORIGIN}), https=https)
     rest.setup(app, Dispatcher(commands, cast("Hub", hub), _authorize), cast("Hub", hub))
     docs.setup(app, *_DOCUMENTS)
-    server = TestServer(app)
+    server = _Server(app)
     async with TestClient(server) as client:
         token = Tokens(TokenRules(secrets=(SECRET,))).issue("ada", display_name="Ada").token
         yield Door(hub, client, token)

@@ -236,7 +236,7 @@ async def test_an_unknown_path_and_a_wrong_method_are_problems_too(door: Door) -
     await refused(await door.ask("GET", "/nonsense"), 404, "not_found")
     response = await door.ask("PUT", "/api/v1/things")
     await refused(response, 405, "method_not_allowed")
-    assert set(response.headers["Allow"].split(",")) == {"GET", "POST"}
+    assert set(response.headers["Allow"].split(",")) == {"GET", "HEAD", "POST"}
 
 
 @pytest.mark.parametrize("code", sorted(code for code, error in errors.TABLE.items() if error.status))
@@ -474,6 +474,49 @@ async def test_what_is_no_http_is_counted_and_leaves_no_traceback(door: Door, ca
     # aiohttp itself is silent about the first: a port scanner's.
     assert middleware.MALFORMED._value.get() == before + 2
     assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize("path", [b"/livez", b"/api/v1/things"])
+@pytest.mark.parametrize("encoding", [b"gzip", b"deflate", b"br"])
+async def test_a_body_that_is_not_what_it_says_leaves_no_traceback(
+    door: Door, caplog: pytest.LogCaptureFixture, path: bytes, encoding: bytes
+) -> None:
+    before = middleware.MALFORMED._value.get()
+    for token in (b"", b"Authorization: Bearer " + door.token.encode() + b"\r\n"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.client.port)
+        head = b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Encoding: %b\r\n%bContent-Length: 20\r\n\r\n"
+        writer.write(head % (path, encoding, token) + b"x" * 20)
+        assert (await asyncio.wait_for(reader.read(), 5)).split(b" ")[1] in (b"400", b"401", b"404", b"415")
+        writer.close()
+    assert middleware.MALFORMED._value.get() == before + 2
+    assert "Traceback" not in caplog.text
+
+
+async def test_what_is_no_http_is_answered_without_an_echo_or_a_version(door: Door) -> None:
+    for request in (
+        b"GE T /<evil> HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHo <evil>: a\r\n\r\n",
+        b"POST /livez HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz<evil>\r\n\r\n",
+        b"GET /<evil>" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n",
+    ):
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.client.port)
+        writer.write(request)
+        answer = await asyncio.wait_for(reader.readuntil(b"}"), 5)
+        assert b" 400 " in answer
+        assert b"evil" not in answer and b"aiohttp" not in answer and b"Python" not in answer
+        assert b"application/problem+json" in answer and b"nosniff" in answer
+        writer.close()
+
+
+async def test_head_is_get_without_a_body(door: Door) -> None:
+    for path, token in (("/api/v1/things", ""), ("/api/v1/things", None), ("/api/v1/things?limit=0", "")):
+        got, head = await door.ask("GET", path, token=token), await door.ask("HEAD", path, token=token)
+        assert (head.status, head.headers["Content-Type"]) == (got.status, got.headers["Content-Type"])
+        assert await head.read() == b""
+    response = await door.ask(
+        "OPTIONS", "/api/v1/things", headers={"Origin": ORIGIN, "Access-Control-Request-Method": "HEAD"}
+    )
+    assert "HEAD" in response.headers["Access-Control-Allow-Methods"]
 
 
 async def test_a_request_that_two_proxies_would_read_differently_is_refused(door: Door) -> None:
