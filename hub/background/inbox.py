@@ -1,6 +1,7 @@
 """The inbox worker: LiveKit's kept webhooks, room by room, become states and events.
 
-An event is done in the transaction of its effect, so a worker that dies loses nothing and does nothing twice. Several
+An event is done in the transaction of its effect, so a worker that dies loses no effect and has none twice. One that is
+killed between that commit and telling the room of it, a millisecond later, tells nobody: docs/decisions/0007. Several
 nodes may work side by side: a room is in one claimer's hands at a time.
 """
 
