@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any, Self, TypeAlias
 from uuid import UUID
 
 import asyncpg
 import msgspec
+from asyncpg.connection import LoggedQuery
 from asyncpg.pool import PoolConnectionProxy
 from asyncpg.transaction import Transaction as DriverTransaction
 
-from db import tenant
+from db import queries, tenant
 from db.errors import DatabaseUnavailable
 from db.turns import Turns
 
 Transaction: TypeAlias = "asyncpg.Connection[asyncpg.Record] | PoolConnectionProxy[asyncpg.Record]"
 """What a function of db/ takes: a connection on which a transaction is open."""
+
+Observe = Callable[[str, str, float], None]
+"""Hears of every statement: its name (db/queries.py), `ok` or `failed`, seconds. It must not block."""
 
 # The server did not do what was asked, and asking again later may help. Everything else that PostgreSQL says is an
 # answer (a refused row) or a mistake of ours.
@@ -108,6 +112,7 @@ class Database:
         acquire_timeout_s: float = 0.5,
         statement_cache_size: int = 100,
         application_name: str = "auralink-hub",
+        observe: Observe | None = None,
     ) -> Self:
         """Connect `min_size` times. Raises DatabaseUnavailable where not even that goes.
 
@@ -135,7 +140,7 @@ class Database:
                 statement_cache_size=statement_cache_size,
                 max_inactive_connection_lifetime=300.0,
                 server_settings={"application_name": application_name} if pooled else settings,
-                init=_set_codecs,
+                init=_prepared(observe),
                 reset=_check_clean,
             )
         except _REFUSED as error:
@@ -273,6 +278,22 @@ async def _check_clean(connection: asyncpg.Connection[asyncpg.Record]) -> None:
     # Instead of the driver's RESET ALL: nothing here outlives a transaction, and a round trip a request is dear.
     if connection.is_in_transaction():
         raise asyncpg.InterfaceError("a connection came back with its transaction open")
+
+
+def _prepared(observe: Observe | None) -> Callable[[asyncpg.Connection[asyncpg.Record]], Coroutine[Any, Any, None]]:
+    if observe is None:
+        return _set_codecs
+    known, tell = queries.names(), observe
+
+    def note(record: LoggedQuery) -> None:
+        outcome = "ok" if record.exception is None else "failed"
+        tell(queries.name_of(record.query, known), outcome, record.elapsed)
+
+    async def prepare(connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        await _set_codecs(connection)
+        connection.add_query_logger(note)
+
+    return prepare
 
 
 async def _set_codecs(connection: asyncpg.Connection[asyncpg.Record]) -> None:

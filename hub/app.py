@@ -25,7 +25,7 @@ from aiohttp import web
 from db import migrate, posture
 from db.errors import DatabaseUnavailable
 from db.pool import Database
-from hub import __version__, contract, metrics
+from hub import __version__, contract, metrics, vitals
 from hub.actions import all_commands, presence
 from hub.actions.members import authorize
 from hub.background.due import Due, LostSockets
@@ -310,7 +310,9 @@ async def _serving(
         node.presence.run_sweep(node.rules.socket_grace_s),
         Tidy(node.db, node.clock).run(),
         checks.run(),
-        _watch(node),
+        vitals.watch(
+            bus=node.bus, pool=node.db, nodes=node.nodes, sessions=edge.sessions, draining=lambda: control.draining
+        ),
     ]
     if node.tokens.keys is not None:
         works.append(node.tokens.keys.run())
@@ -376,6 +378,7 @@ async def open_database(settings: Settings, *, wait_s: float = 0.0) -> AsyncIter
                 max_size=settings.database_pool,
                 statement_timeout_s=_STATEMENT_S,
                 statement_cache_size=settings.database_statement_cache,
+                observe=_observe_statement,
             )
             break
         except DatabaseUnavailable as error:
@@ -513,9 +516,9 @@ def make_edge_options(settings: Settings) -> EdgeOptions:
 
 MEDIA_CALLS = metrics.counter("livekit_calls", "Calls to LiveKit by method and outcome", "method", "outcome")
 MEDIA_SECONDS = metrics.histogram("livekit_call", "Time of a call to LiveKit", "method")
-BUS = metrics.gauge("bus_events", "What the bus did since the node's start, by kind", "kind")
-DATABASE = metrics.gauge("database_connections", "Connections to PostgreSQL in use")
-LOOP_LAG = metrics.gauge("event_loop_lag_seconds", "How late the event loop ran its last timer")
+STATEMENTS = metrics.Outcomes(
+    "database_statement", "Statements by name and outcome", "Time of a statement", "statement", "outcome"
+)
 
 
 def _observe_media(method: str, outcome: str, seconds: float) -> None:
@@ -523,16 +526,8 @@ def _observe_media(method: str, outcome: str, seconds: float) -> None:
     MEDIA_SECONDS.labels(method).observe(seconds)
 
 
-async def _watch(node: Node) -> None:
-    """Twice a second: how late the loop is, what the bus did, how many connections are in use."""
-    loop = asyncio.get_running_loop()
-    while True:
-        due = loop.time() + 0.5
-        await asyncio.sleep(0.5)
-        LOOP_LAG.set(max(0.0, loop.time() - due))
-        DATABASE.set(node.db.in_use)
-        for kind, count in msgspec.structs.asdict(node.bus.counters).items():
-            BUS.labels(kind).set(count)
+def _observe_statement(name: str, outcome: str, seconds: float) -> None:
+    STATEMENTS.add(seconds, (name, outcome))
 
 
 def _tune_collector() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
@@ -76,12 +76,48 @@ class Outcomes:
         yield counter
         histogram = HistogramMetricFamily(f"{self._name}_seconds", self._time_text, labels=[self._label])
         for name, counts in list(self._buckets.items()):
-            buckets, below = [], 0
-            for edge, count in zip((*map(str, _SECONDS), "+Inf"), counts, strict=True):
-                below += count
-                buckets.append((edge, below))
-            histogram.add_metric([name], buckets, self._sums[name])
+            histogram.add_metric([name], _below(counts), self._sums[name])
         yield histogram
+
+
+class Timing:
+    """A histogram without labels, for the same."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self._name, self._text = f"auralink_hub_{name}_seconds", text
+        self._buckets, self._sum = [0] * (len(_SECONDS) + 1), 0.0
+        REGISTRY.register(self)
+
+    def observe(self, seconds: float) -> None:
+        self._buckets[bisect_left(_SECONDS, seconds)] += 1
+        self._sum += seconds
+
+    def collect(self) -> Iterator[Metric]:
+        yield HistogramMetricFamily(self._name, self._text, buckets=_below(self._buckets), sum_value=self._sum)
+
+
+class Totals:
+    """A counter by one label of what others count already: `read` gives the numbers when it is scraped."""
+
+    def __init__(self, name: str, text: str, label: str) -> None:
+        self._name, self._text, self._label = f"auralink_hub_{name}", text, label
+        self.read: Callable[[], Mapping[str, int]] = dict
+        REGISTRY.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        family = CounterMetricFamily(self._name, self._text, labels=[self._label])
+        for value, number in self.read().items():
+            family.add_metric([value], number)
+        yield family
+
+
+def _below(counts: Iterable[int]) -> list[tuple[str, float]]:
+    """By edge, how many are not above it."""
+    buckets, below = [], 0
+    for edge, count in zip((*map(str, _SECONDS), "+Inf"), counts, strict=True):
+        below += count
+        buckets.append((edge, float(below)))
+    return buckets
 
 
 COMMANDS = Outcomes(

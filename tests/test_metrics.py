@@ -4,7 +4,26 @@ from __future__ import annotations
 
 from prometheus_client import generate_latest
 
+from db import queries
+from db.calls import GET
 from hub import metrics
+
+
+def test_timings_and_totals_are_scraped_like_the_librarys_own() -> None:
+    timing, totals = metrics.Timing("test_wait", "Waits"), metrics.Totals("test_sum", "Sums", "kind")
+    for seconds in (0.0005, 0.3, 9.0):
+        timing.observe(seconds)
+    totals.read = lambda: {"a": 3}
+    text = generate_latest(metrics.REGISTRY).decode()
+    assert 'auralink_hub_test_wait_seconds_bucket{le="0.5"} 2.0' in text and "test_wait_seconds_count 3.0" in text
+    assert "# TYPE auralink_hub_test_sum_total counter" in text and 'auralink_hub_test_sum_total{kind="a"} 3.0' in text
+
+
+def test_a_statement_is_called_by_its_constant_and_never_by_its_text() -> None:
+    known = queries.names()
+    assert queries.name_of(GET, known) == "calls.GET"
+    assert queries.name_of("BEGIN;", known) == "begin"
+    assert queries.name_of("SELECT * FROM users WHERE id = 'ann'", known) == "other"
 
 
 def test_tallies_and_outcomes_are_scraped_like_the_librarys_own() -> None:

@@ -17,6 +17,7 @@ from uuid import UUID
 import msgspec
 import structlog
 
+from hub import metrics
 from hub.cluster.envelope import Envelope, Signer
 from hub.cluster.hearing import Hearing
 from hub.cluster.keys import Keys, LogKeys
@@ -31,6 +32,13 @@ from hub.context import Position
 from hub.protocol.errors import ClusterUnavailable
 
 log = structlog.get_logger(__name__)
+
+RECOVERIES = metrics.counter(
+    "recoveries",
+    "Returns to a room's or a user's log by result: recovered, or lost, and a snapshot instead",
+    "log",
+    "result",
+)
 
 _WATCH_S = 0.25
 # The bus is called degraded after this long: a hiccup of Redis is no news for clients.
@@ -168,6 +176,7 @@ class Bus:
     async def since(self, call_id: UUID, position: Position) -> list[Missed] | None:
         """What came after `position`, all of it and in order, or None. Raises ClusterUnavailable."""
         log = await self._after(self._keys.room(call_id), position)
+        RECOVERIES.labels("room", "recovered" if log is not None else "lost").inc()
         if log is None:
             return None
         return [
@@ -187,6 +196,11 @@ class Bus:
 
         Raises ClusterUnavailable.
         """
+        missed = await self._missed(tenant_id, user_id, since)
+        RECOVERIES.labels("user", "recovered" if missed is not None else "lost").inc()
+        return missed
+
+    async def _missed(self, tenant_id: UUID, user_id: str, since: Position) -> list[Direct] | None:
         keys = self._keys.user(tenant_id, user_id)
         for _ in range(_CATCH_UP):
             log = await self._after(keys, since)

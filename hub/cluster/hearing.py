@@ -10,6 +10,7 @@ from uuid import UUID
 import msgspec
 import structlog
 
+from hub import metrics
 from hub.cluster.envelope import Envelope, Head, Signer
 from hub.cluster.keys import Keys, LogKeys
 from hub.cluster.nodes import Clock, monotonic_s
@@ -19,6 +20,9 @@ from hub.cluster.streams import Listener, Room, Stream, User
 from hub.protocol.errors import ClusterUnavailable
 
 log = structlog.get_logger(__name__)
+
+# By Redis' clock, which both nodes know to within a round trip.
+FANOUT_LAG = metrics.Timing("fanout_lag", "From telling an event on another node to hearing it on this one")
 
 # Logs whose events were told on this node only, to be announced when Redis is back.
 _UNLOGGED = 10_000
@@ -194,6 +198,8 @@ class Hearing:
         if self.listener is None:
             return
         self._counters.delivered += 1
+        if envelope.incarnation != self._log.incarnation:
+            FANOUT_LAG.observe(max(0, self._clock.now_ms() - envelope.at_ms) / 1000)
         try:
             stream.deliver(self.listener, offset, epoch, envelope)
         except Exception:

@@ -59,6 +59,10 @@ class RoomLog:
     def writable(self) -> bool:
         return self._line.publishes and self._nodes.alive
 
+    @property
+    def incarnation(self) -> str:
+        return self._nodes.incarnation
+
     def next_number(self) -> int:
         self._number += 1
         return self._number

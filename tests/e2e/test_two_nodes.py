@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections import Counter
 from typing import Any
 
+import aiohttp
 import pytest
 
 from tests.e2e.stage import STEP_S, NodeProcess, Person, Stage, eventually, op_id
@@ -54,6 +56,79 @@ async def test_members_on_both_nodes_hear_the_same_events_in_the_same_order(hub:
     offsets = [offset for offset, _, _ in stories[0]]
     assert offsets == list(range(offsets[0], offsets[0] + len(offsets)))
     assert Counter(name for _, _, name in stories[0])["hand:raised"] == 16
+
+
+# Of protocol.md, what a node counts; with what of it has a figure after one call over two nodes.
+FAMILIES = frozenset(
+    (
+        "sockets",
+        "sessions",
+        "rooms",
+        "participants",
+        "connects_total",
+        "commands_total",
+        "command_seconds",
+        "events_sent_total",
+        "socket_sent_bytes_total",
+        "slow_consumers_total",
+        "fanout_lag_seconds",
+        "recoveries_total",
+        "nodes",
+        "http_requests_total",
+        "http_seconds",
+        "database_statements_total",
+        "database_statement_seconds",
+        "database_connections",
+        "livekit_calls_total",
+        "livekit_call_seconds",
+        "webhooks_total",
+        "webhook_lag_seconds",
+        "webhooks_processed_total",
+        "reconcile_corrections_total",
+        "sweeps_total",
+        "event_loop_lag_seconds",
+        "draining",
+        "ready",
+        "bus_events_total",
+        "bus_reconnects_total",
+    )
+)
+SILENT = frozenset(("webhooks_total", "webhook_lag_seconds", "webhooks_processed_total", "reconcile_corrections_total"))
+
+
+async def test_the_metrics_of_a_node_tell_of_everything_and_name_nobody(hub: Stage) -> None:
+    """Every family is there after one call over two nodes, and no label says a room, a user or a tenant."""
+    first, second = await two(hub)
+    ann, ben = hub.person("metric-ann", node=first), hub.person("metric-ben", node=second)
+    call_id = (await ann.create())["call_id"]
+    for person in (ann, ben):
+        await person.connect()
+        joined = await person.join(call_id)
+    await ann.ask("hand:raise", call_id=call_id)
+    await ben.wait_for("hand:raised", lambda _: True)
+    await ben.ask("room:sync", call_id=call_id, since=joined["position"])
+
+    async def scraped(node: NodeProcess) -> str:
+        async with aiohttp.ClientSession() as http, http.get(f"{node.internal_url}/metrics") as response:
+            return await response.text()
+
+    async def told() -> bool:
+        # The rarest is looked up every five seconds.
+        found = await scraped(second)
+        return 'auralink_hub_nodes{status="ready"} 2.0' in found and "auralink_hub_participants 1.0" in found
+
+    await eventually(told, timeout_s=15)
+    text = await scraped(second)
+    assert not FAMILIES - set(re.findall(r"^# TYPE auralink_hub_(\w+) ", text, re.MULTILINE))
+    # One of the two sweeps.
+    both = text + await scraped(first)
+    figures = set(re.findall(r"^auralink_hub_(\w+?)(?:_bucket|_count|_sum)?(?:\{[^}]*\})? ", both, re.MULTILINE))
+    assert not FAMILIES - SILENT - figures
+    assert re.search(r'recoveries_total\{log="room",result="recovered"\} [1-9]', text)
+    assert re.search(r"fanout_lag_seconds_count [1-9]", text)
+    assert re.search(r'database_statements_total\{outcome="ok",statement="calls\.GET"\} [1-9]', text)
+    for secret in (call_id, "metric-ann", "metric-ben"):
+        assert secret not in both
 
 
 async def test_a_kick_on_one_node_puts_out_a_session_on_the_other(hub: Stage) -> None:
