@@ -332,6 +332,24 @@ async def test_who_hears_that_a_call_has_ended_is_out(edge: Node) -> None:
         await client.silence()
 
 
+async def test_who_comes_in_as_a_call_ends_is_out_as_well(edge: Node) -> None:
+    call_id = uuid4()
+    position = edge.hub.bus.position
+
+    async def position_and_end(call_id: UUID) -> Position:
+        at = await position(call_id)
+        await edge.hub.bus.to_room(call_id, "room:ended", {"reason": "ended_by_host"})
+        return at
+
+    edge.hub.bus.position = position_and_end  # type: ignore[method-assign]
+    async with raw(edge.socket_url, token="good:a") as client:
+        assert (await client.command("room:join", {"call_id": str(call_id), "meanwhile": 1}))["ok"]
+        assert [(await client.event())[0] for _ in range(2)] == ["room:ended", "test:posted"]
+        await until(lambda: not edge.hub.roster.entries)
+        await edge.hub.bus.to_room(call_id, "test:posted", {"text": "y"})
+        await client.silence()
+
+
 @pytest.mark.parametrize(("reconnect", "code"), [(True, 1012), (False, 1000)])
 async def test_a_closed_session_is_told_whether_to_come_back(edge: Node, reconnect: bool, code: int) -> None:
     async with raw(edge.socket_url, token="good:a") as client:
