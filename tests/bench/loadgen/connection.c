@@ -42,7 +42,7 @@ void conn_dead(struct conn *c, const char *why) {
 static void interest(struct conn *c, bool write) {
     if (c->wants_write == write || c->state == DEAD) return;
     c->wants_write = write;
-    struct epoll_event e = {.events = (c->stalled ? 0 : EPOLLIN) | (write ? EPOLLOUT : 0), .data.ptr = c};
+    struct epoll_event e = {.events = EPOLLIN | (write ? EPOLLOUT : 0), .data.ptr = c};
     epoll_ctl(poll_fd, EPOLL_CTL_MOD, c->fd, &e);
 }
 
@@ -50,10 +50,22 @@ void conn_deaf(struct conn *c) {
     epoll_ctl(poll_fd, EPOLL_CTL_DEL, c->fd, NULL);
 }
 
-bool conn_established(const struct conn *c) {
-    struct tcp_info info;
-    socklen_t size = sizeof info;
-    return c->fd >= 0 && !getsockopt(c->fd, IPPROTO_TCP, TCP_INFO, &info, &size) && info.tcpi_state == TCP_ESTABLISHED;
+/* Seen from the server's end: ours stays open, since behind a full window no goodbye gets through. */
+bool conn_kept(const struct conn *c) {
+    struct sockaddr_in own;
+    socklen_t size = sizeof own;
+    if (c->fd < 0 || getsockname(c->fd, (struct sockaddr *)&own, &size)) return false;
+    FILE *f = fopen("/proc/net/tcp", "r");
+    if (!f) die("/proc/net/tcp: %s", strerror(errno));
+    char line[300];
+    bool kept = false;
+    while (!kept && fgets(line, sizeof line, f)) {
+        unsigned local, remote, state;
+        kept = sscanf(line, " %*u: %*x:%x %*x:%x %x", &local, &remote, &state) == 3 &&
+               local == (unsigned)o.ports[c->server] && remote == ntohs(own.sin_port) && state == TCP_ESTABLISHED;
+    }
+    fclose(f);
+    return kept;
 }
 
 /* ------------------------------------------------------------------ out */

@@ -67,7 +67,7 @@ void connections_start(void);
 void open_connection(struct conn *c);
 void conn_dead(struct conn *c, const char *why); /* why == NULL: on purpose */
 void conn_deaf(struct conn *c);                  /* from now on it reads nothing */
-bool conn_established(const struct conn *c);
+bool conn_kept(const struct conn *c);             /* the server has not hung up */
 void send_raw(struct conn *c, const void *p, size_t n);
 void send_frame(struct conn *c, int opcode, const void *p, size_t n);
 size_t frame_header(uint8_t *h, int opcode, size_t n);

@@ -268,7 +268,7 @@ int main(int argc, char **argv) {
     else if (o.mode != CONNECT) print_work(&r);
     if (o.stalled) {
         unsigned kept = 0;
-        for (unsigned i = o.n; i < o.n + o.stalled; i++) kept += conn_established(&conns[i]);
+        for (unsigned i = o.n; i < o.n + o.stalled; i++) kept += conn_kept(&conns[i]);
         printf(",\"stalled_kept\":%u", kept);
     }
     uint64_t lost = speaks() ? expected_total - delivered_total : o.mode == ACK || o.mode == UPLOAD ? outstanding() : 0;
