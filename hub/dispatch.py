@@ -28,7 +28,8 @@ from hub.eager import within
 from hub.policy import Permission
 from hub.protocol import errors
 from hub.protocol.errors import FieldError, HubError, Problem
-from hub.protocol.plain import closed, plain
+from hub.protocol.fields import IN_WORDS
+from hub.protocol.plain import closed, loaded, plain
 from hub.state.bucket import Bucket
 
 log = structlog.get_logger("hub.dispatch")
@@ -137,7 +138,7 @@ class Dispatcher:
                 if command.needs != "anyone":
                     await self._permit(ctx, command, message)
                 return Answer(await command.run(ctx, message))
-            payload = msgspec.json.decode(payload)
+            payload = _loaded(payload)
         if not isinstance(payload, Mapping):
             raise errors.ValidationFailed(
                 "the payload must be one object", errors=[FieldError("", "expected an object")]
@@ -258,7 +259,17 @@ def decode(message: type[Any], fields: Mapping[str, Any]) -> Any:
     try:
         return msgspec.convert(fields, message)
     except msgspec.ValidationError as error:
+        raise invalid(str(error), message) from None
+
+
+def _loaded(payload: msgspec.Raw) -> Any:
+    try:
+        return loaded(payload)
+    except msgspec.ValidationError as error:
+        # A number that not even Python holds.
         raise invalid(str(error)) from None
+    except (ValueError, RecursionError):
+        raise errors.ValidationFailed("the payload is not JSON", errors=[FieldError("", "not JSON")]) from None
 
 
 def _refusal(ctx: Context, command: Command, error: Exception) -> HubError:
@@ -295,7 +306,10 @@ def _record(
 
 def _call_id(payload: Mapping[str, Any] | msgspec.Raw) -> str | None:
     """For the log."""
-    fields = msgspec.json.decode(payload) if isinstance(payload, msgspec.Raw) else payload
+    try:
+        fields = msgspec.json.decode(payload) if isinstance(payload, msgspec.Raw) else payload
+    except ValueError:
+        return None
     return str(fields.get("call_id") or "")[:36] or None if isinstance(fields, Mapping) else None
 
 
@@ -303,8 +317,11 @@ _AT = re.compile(r"^(?P<text>.*?)(?: - at `\$(?P<path>.*)`)?$", re.DOTALL)
 _NAMED = re.compile(r"(?:missing required|unknown) field `(?P<field>[^`]*)`")
 
 
-def invalid(text: str) -> errors.ValidationFailed:
-    """The refusal for one of msgspec's messages, as in "Expected `int`, got `str` - at `$.max_participants`"."""
+def invalid(text: str, message: type[Any] | None = None) -> errors.ValidationFailed:
+    """The refusal for one of msgspec's messages, as in "Expected `int`, got `str` - at `$.max_participants`".
+
+    `message`: what was to be decoded, to name what its field may be.
+    """
     match = _AT.match(text)
     assert match is not None
     path, reason = (match["path"] or "").lstrip("."), match["text"].replace("Object", "object")
@@ -312,8 +329,46 @@ def invalid(text: str) -> errors.ValidationFailed:
     if named:
         path = f"{path}.{named['field']}".lstrip(".")
         reason = "unknown field" if "unknown" in reason else "required"
+    elif "matching regex" in reason:
+        words = (words for pattern, words in IN_WORDS.items() if repr(pattern) in reason)
+        reason = next(words, "has characters that are not allowed")
+    elif reason.startswith("Invalid enum value") and message is not None:
+        reason = f"one of {', '.join(_choices(message, path))}"
     path = path[:200]
     return errors.ValidationFailed(f"{path}: {reason}" if path else reason, errors=[FieldError(path, reason)])
+
+
+def _choices(message: type[Any], path: str) -> list[str]:
+    """The words that the field at `path` may be."""
+    kinds = [msgspec.inspect.type_info(message)]
+    for name in re.findall(r"[^.\[\]]+", path):
+        kinds = [part for kind in kinds for part in _parts(kind, name)]
+    while kinds and not any(isinstance(kind, msgspec.inspect.LiteralType) for kind in kinds):
+        kinds = [part for kind in kinds for part in _parts(kind, "")]
+    literals = [kind for kind in kinds if isinstance(kind, msgspec.inspect.LiteralType)]
+    return [str(value) for kind in literals for value in kind.values]
+
+
+def _parts(kind: msgspec.inspect.Type, name: str) -> list[msgspec.inspect.Type]:
+    """The kinds of what `kind` holds under `name`, or of its items."""
+    match kind:
+        case msgspec.inspect.StructType():
+            held = [field.type for field in kind.fields if field.encode_name == name]
+        case msgspec.inspect.CollectionType():
+            held = [kind.item_type]
+        case msgspec.inspect.DictType():
+            held = [kind.value_type]
+        case _:
+            return []
+    return [plain for each in held for plain in _opened(each)]
+
+
+def _opened(kind: msgspec.inspect.Type) -> list[msgspec.inspect.Type]:
+    if isinstance(kind, msgspec.inspect.Metadata):
+        return _opened(kind.type)
+    if isinstance(kind, msgspec.inspect.UnionType):
+        return [each for part in kind.types for each in _opened(part)]
+    return [kind]
 
 
 def _uuid(field: str, value: object) -> UUID:

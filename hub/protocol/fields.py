@@ -7,7 +7,16 @@ from uuid import UUID
 
 from msgspec import Meta
 
+from hub.protocol.names import NAME, TEXT
+
 # In patterns: Python's `$` also stands before a last line break, hence the `(?!\n)` behind it.
+_DEVICE = r"^[A-Za-z0-9._-]+$(?!\n)"
+# What a text has to be, in words: nobody should have to read a pattern in a refusal.
+IN_WORDS = {
+    NAME: "one line that shows something, without control characters and marks that turn text around",
+    TEXT: "text without control characters and marks that turn text around",
+    _DEVICE: "letters, digits, dots, dashes and underscores only",
+}
 
 CallId = Annotated[UUID, Meta(description="The call. Paths of the REST twin also take its `room_name`.")]
 ParticipantId = Annotated[UUID, Meta(description="Somebody in the call, as in `participants[].participant_id`.")]
@@ -16,8 +25,7 @@ DisplayName = Annotated[
     Meta(
         min_length=1,
         max_length=128,
-        # No control characters: they would break the lists of every other client.
-        pattern=r"^[^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*$(?!\n)",
+        pattern=NAME,
         description="What others see; never an identity.",
     ),
 ]
@@ -26,7 +34,7 @@ CallName = Annotated[
     Meta(
         min_length=1,
         max_length=200,
-        pattern=r"^[^\x00-\x1f\x7f]*[^\s\x00-\x1f\x7f][^\x00-\x1f\x7f]*$(?!\n)",
+        pattern=NAME,
         description="What the call is called.",
     ),
 ]
@@ -35,7 +43,7 @@ DeviceId = Annotated[
     Meta(
         min_length=1,
         max_length=64,
-        pattern=r"^[A-Za-z0-9._-]+$(?!\n)",
+        pattern=_DEVICE,
         description="A stable id of this device. With it one person can be in a call on two devices; without it the "
         "newer one takes over.",
     ),
@@ -43,7 +51,7 @@ DeviceId = Annotated[
 UserId = Annotated[str, Meta(min_length=1, max_length=128, description="The `sub` of their token.")]
 Metadata = Annotated[dict[str, Any], Meta(max_length=256, description="A JSON object of yours, up to 8 KiB.")]
 MetadataText = Annotated[str, Meta(max_length=8192, description="The same object as JSON in a string.")]
-Reason = Annotated[str, Meta(max_length=500, description="Free text, for people.")]
+Reason = Annotated[str, Meta(max_length=500, pattern=TEXT, description="Free text, for people.")]
 Limit = Annotated[int, Meta(ge=1, le=100, description="How many to a page.")]
 Cursor = Annotated[str, Meta(min_length=1, max_length=512, description="`next_cursor` of the page before.")]
 CallType = Literal["one_to_one", "group", "webinar"]

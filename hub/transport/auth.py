@@ -11,7 +11,6 @@ import hashlib
 import hmac
 import re
 import time
-import unicodedata
 from collections import OrderedDict
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -24,6 +23,7 @@ import msgspec
 from hub import metrics
 from hub.context import Actor, GuestPass
 from hub.protocol.errors import TokenExpired, TokenInvalid
+from hub.protocol.names import clean_name
 from hub.transport.jwks import KeySet
 
 VERIFIED = metrics.counter("tokens", "Bearer tokens by kind and verdict", "kind", "verdict")
@@ -37,8 +37,6 @@ _MAX_CACHED = 10_000
 _TENANTS = UUID("5f0a7f9c-52a5-5f0e-9d0c-6f1d3a7f4a52")
 _CANONICAL_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _ROLES = ("authenticated", "anon", "service_role")
-# Marks that turn text around. The joiners (U+200C, U+200D) stay: scripts and emoji need them.
-_BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u2028\u2029\ufeff")
 
 UserRole = Literal["authenticated", "anon", "service_role"]
 assert set(get_args(UserRole)) == set(_ROLES)
@@ -230,19 +228,6 @@ def tenant_id(organisation: object) -> UUID:
     if _CANONICAL_UUID.fullmatch(organisation):
         return UUID(organisation)
     return uuid5(_TENANTS, organisation)
-
-
-def clean_name(value: object) -> str:
-    """`value` as one line of at most 128 characters that cannot hide or turn anything around."""
-    if not isinstance(value, str):
-        return ""
-    # Cut before the work: the input is as long as somebody liked.
-    shown = "".join(
-        " " if char.isspace() else char
-        for char in value[:1024]
-        if char not in _BIDI and (char.isspace() or unicodedata.category(char) not in ("Cc", "Cs"))
-    )
-    return " ".join(shown.split())[:128].strip()
 
 
 def bearer(header: str | None) -> str | None:

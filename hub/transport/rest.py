@@ -87,7 +87,7 @@ async def _fields(
             raise _unknown(next(iter(request.query)))
         given = await _body(request)
     else:
-        given = {name: _query(request, name, kinds) for name in dict.fromkeys(request.query)}
+        given = {name: _query(request, name, kinds, command.message) for name in dict.fromkeys(request.query)}
     for name in command.http.fields:
         if name in given:
             raise _unknown(name)
@@ -148,7 +148,7 @@ async def _body(request: web.Request) -> dict[str, Any]:
     return value
 
 
-def _query(request: web.Request, name: str, kinds: Mapping[str, Any]) -> Any:
+def _query(request: web.Request, name: str, kinds: Mapping[str, Any], message: type[Any]) -> Any:
     """One query parameter as its field's type. A list may be repeated, or comma-separated."""
     if name not in kinds:
         raise _unknown(name)
@@ -162,7 +162,7 @@ def _query(request: web.Request, name: str, kinds: Mapping[str, Any]) -> Any:
     try:
         return _read(given, kind)
     except msgspec.ValidationError as error:
-        raise invalid(f"{str(error).partition(' - at ')[0]} - at `$.{name}`") from None
+        raise invalid(f"{str(error).partition(' - at ')[0]} - at `$.{name}`", message) from None
 
 
 def _given(kind: Any) -> Any:

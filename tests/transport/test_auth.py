@@ -23,7 +23,8 @@ from livekit.api import AccessToken, VideoGrants
 
 from hub.context import GuestPass
 from hub.protocol.errors import HubError, TokenExpired, TokenInvalid
-from hub.transport.auth import GUEST_AUDIENCE, TokenRules, Tokens, bearer, clean_name, tenant_id
+from hub.protocol.names import clean_name
+from hub.transport.auth import GUEST_AUDIENCE, TokenRules, Tokens, bearer, tenant_id
 from hub.transport.jwks import KeySet, parse
 from tests.transport.door import SECRET, Door, commands, opened
 
@@ -422,6 +423,8 @@ def test_names_are_one_short_line() -> None:
     assert clean_name("\u2066\u202eevil\u2069") == "evil"
     assert clean_name("👩\u200d🚀 یک\u200cنام") == "👩\u200d🚀 یک\u200cنام"
     assert clean_name("x" * 5000) == "x" * 128
+    assert clean_name("Ada\u2028\x85Lovelace\u200b") == "Ada Lovelace\u200b"
+    assert clean_name("\u200b\ufeff\u200d") == clean_name("\ud800\x85") == ""
     assert clean_name(42) == clean_name(None) == ""
 
 

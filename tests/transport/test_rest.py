@@ -19,8 +19,12 @@ import structlog
 from structlog.testing import capture_logs
 
 from db.pool import Database
+from hub.dispatch import invalid
 from hub.protocol import errors
+from hub.protocol.names import NAME
+from hub.protocol.participants import MuteParticipant
 from hub.protocol.problems import HttpProblem
+from hub.protocol.rooms import CreateRoom
 from hub.transport import middleware
 from tests.conftest import TestDatabase
 from tests.transport.door import ORIGIN, Door, opened
@@ -114,6 +118,22 @@ async def test_a_bad_or_unknown_query_parameter_is_named(door: Door, query: str,
     """S-179, S-032"""
     problem = await refused(await door.ask("GET", f"/api/v1/things?{query}"), 422, "validation_failed")
     assert [error.path for error in problem.errors] == [field]
+
+
+async def test_a_refused_field_says_what_it_may_be(door: Door) -> None:
+    """In words: neither a pattern nor what was sent."""
+    problem = await refused(
+        await door.ask("POST", "/api/v1/things", json={"name": "a", "size": "<evil>"}), 422, "validation_failed"
+    )
+    assert problem.message == "size: one of large, small"
+    problem = await refused(await door.ask("GET", "/api/v1/things?sizes=small,medium"), 422, "validation_failed")
+    assert problem.message == "sizes: one of large, small"
+    nested = invalid("Invalid enum value 'mic' - at `$.sources[0]`", MuteParticipant)
+    assert nested.message == "sources[0]: one of camera, microphone, screen_share"
+    name = invalid(f"Expected `str` matching regex {NAME!r} - at `$.name`", CreateRoom)
+    assert name.message.startswith("name: one line that shows something")
+    other = invalid("Expected `str` matching regex '^[a-z]+$' - at `$.x`")
+    assert other.message == "x: has characters that are not allowed"
 
 
 @pytest.mark.parametrize(

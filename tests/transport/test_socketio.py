@@ -150,6 +150,26 @@ async def test_every_event_is_acked(edge: Node) -> None:
         assert wrong["error"]["errors"][0]["path"] == "text" and wrong["error"]["request_id"]
 
 
+async def test_half_a_character_is_refused_by_its_place(edge: Node) -> None:
+    """JSON can write what is no text: the socket lives."""
+    deep = "[" * 20 + "]" * 20 + ',{"a":[' + "[]," * 20 + '"\\udc00x"]}'
+    async with raw(edge.socket_url, token="good:a") as client:
+        for name, payload, path in (
+            ("test:echo", r'{"text":"\ud800"}', "text"),
+            ("test:any", r'{"data":["a","\ud800\u0041"]}', "data[1]"),
+            ("test:any", f'{{"data":[{deep}]}}', "data[1].a[20]"),
+            ("test:any", r'{"\udfff":1}', ""),
+        ):
+            await client.say(f'4277["{name}",{payload}]')
+            error = (await client.ack(77))["error"]
+            assert (error["code"], error["errors"][0]["path"]) == ("validation_failed", path)
+        await client.say(r'4278["no:such",{"text":"\ud800"}]')
+        assert (await client.ack(78))["error"]["code"] == "unknown_event"
+        for number in ("9" * 5000, "1e999"):
+            await client.say(f'4279["test:any",{{"data":{number}}}]')
+            assert (await client.ack(79))["error"]["code"] == "validation_failed"
+
+
 async def test_events_without_an_ack_id_get_none_and_unasked_acks_are_ignored(edge: Node) -> None:
     async with raw(edge.socket_url, token="good:a") as client:
         await client.say('42["test:echo",{"text":"hi"}]')

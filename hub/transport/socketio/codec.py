@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 from socketio import packet
 
+from hub.protocol.plain import loaded
 from hub.transport.socketio import frames, gate
 from hub.transport.socketio.gate import Malformed
 
@@ -94,11 +95,12 @@ class Json:
         if start == len(data):
             return Packet(kind, namespace, number, None)
         if data.count(b"[") + data.count(b"{") > self._nesting:
-            whole = _decode_json(data[start:])
+            whole = loaded(data[start:]) if kind == EVENT else _decode_json(data[start:])
             # One more for the list that an event is.
             gate.nesting(whole, self._nesting + 1)
             return Packet(kind, namespace, number, whole, attachments)
-        return Packet(kind, namespace, number, _decode_json(data[start:]), attachments)
+        whole = loaded(data[start:]) if kind == EVENT else _decode_json(data[start:])
+        return Packet(kind, namespace, number, whole, attachments)
 
     def plain_event(self, data: bytes) -> tuple[int | None, str, msgspec.Raw] | None:
         """Ack id, name and payload of `42[<id>]["<name>",<JSON>]`, as nearly all packets are; else None: `decode`."""
