@@ -178,6 +178,19 @@ async def seats_taken(tx: Transaction, call_id: UUID, now: datetime) -> int:
     return int(await tx.fetchval(SEATS_TAKEN, call_id, now))
 
 
+SEATS_OF = """
+SELECT count(*) FROM call_participants
+WHERE call_id = $1 AND user_id = $3
+  AND (status IN ('joined', 'reconnecting')
+       OR (status = 'joining' AND token_expires_at + interval '120 seconds' > $2))
+"""
+
+
+async def seats_of(tx: Transaction, call_id: UUID, user_id: str, now: datetime) -> int:
+    """How many of `seats_taken` are one person's devices."""
+    return int(await tx.fetchval(SEATS_OF, call_id, now, user_id))
+
+
 SEATED = """
 SELECT status IN ('joined', 'reconnecting')
        OR (status = 'joining' AND coalesce(token_expires_at + interval '120 seconds' > $2, false))

@@ -379,6 +379,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     departure_timeout_s: int = 20
     data_bytes: int = 15_360
     rooms_per_session: int = 64
+    # Each device takes a seat; without this one person could take them all.
+    devices_per_call: int = 4
     regions: tuple[str, ...] = ("default",)
     # Rooms of ours are called `room_<mark>…`. Another hub on the same LiveKit has another mark, so that neither takes
     # the other's rooms for orphans.

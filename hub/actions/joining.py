@@ -49,7 +49,9 @@ async def admit(
 ) -> Seat:
     """A seat for the actor, in the caller's transaction, which holds the call's row until it ends.
 
-    Raises NotFound, CallEnded, Banned, RoomLocked, LobbyRequired or RoomFull. Who has a seat already keeps it.
+    Raises NotFound, CallEnded, Banned, RoomLocked, LobbyRequired, Conflict (too many devices) or RoomFull. Who has a
+    seat already keeps it. A seat is a device's: one that is in, or a token that may still let it in; a person has at
+    most `devices_per_call`.
     """
     actor, now = ctx.actor, ctx.now()
     call = None if members.elsewhere(actor, call_id) else await calls.lock(tx, call_id)
@@ -69,6 +71,9 @@ async def admit(
     role = members.role_of(actor, call, known[-1] if known else None)
     if participant is None or not await participants.seated(tx, participant.id, now):
         _demand_open_door(call, role)
+        most = ctx.hub.rules.devices_per_call
+        if known and await participants.seats_of(tx, call_id, actor.user_id, now) >= most:
+            raise errors.Conflict(f"you are in this call on {most} devices already", details={"devices_per_call": most})
         if await participants.seats_taken(tx, call_id, now) >= call.max_participants:
             raise errors.RoomFull(f"{call.max_participants} of {call.max_participants} seats taken")
         if participant is not None:

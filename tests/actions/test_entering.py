@@ -141,6 +141,23 @@ async def test_who_has_a_seat_keeps_it_in_a_full_room(hub: Node) -> None:
         await hub.person("bob").socket().join(call_id)
 
 
+async def test_one_person_takes_no_more_seats_than_devices_are_allowed(hub: Node) -> None:
+    """Each device_id is a seat, by socket or by token; a seat that is given up makes room for another."""
+    ann, bob = hub.person("ann"), hub.person("bob")
+    call_id = await ann.room(max_participants=6)
+    assert hub.rules.published()["devices_per_call"] == 4
+    sockets = [bob.socket(f"d{number}") for number in range(3)]
+    for socket in sockets:
+        await socket.join(call_id, media=False)
+    assert await bob.refused("room:token", call_id=call_id, device_id="d3") == "ok"
+    assert await bob.refused("room:token", call_id=call_id, device_id="d4") == "conflict"
+    assert (await bob.socket("d5").ack("room:join", call_id=call_id)).ok is False
+    assert await bob.refused("room:token", call_id=call_id, device_id="d3") == "ok"
+    await sockets[0].do("room:leave", call_id=call_id)
+    assert await bob.refused("room:token", call_id=call_id, device_id="d4") == "ok"
+    assert await ann.refused("room:token", call_id=call_id) == "ok"
+
+
 async def test_a_locked_room_lets_nobody_new_in(hub: Node) -> None:
     """S-242"""
     ann, bob, eve = hub.person("ann"), hub.person("bob"), hub.person("eve")
