@@ -150,6 +150,7 @@ def test_every_socket_command_has_its_message_its_ack_and_its_words() -> None:
         assert (operation["action"], operation["x-needs"]) == ("receive", command.needs)
         assert messages[key]["name"] == command.name
         assert ("op_id" in messages[key]["payload"]["properties"]) is command.mutates
+        assert ("Takes no `op_id`" in messages[key].get("description", "")) is not command.mutates
         assert operation["reply"]["messages"] == [{"$ref": f"#/channels/root/messages/{key}.ack"}]
 
 

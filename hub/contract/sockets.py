@@ -110,6 +110,9 @@ def asyncapi(commands: Commands, events: Iterable[type[Event]] = ()) -> JsonObje
     }
 
 
+_NO_OP_ID = "Takes no `op_id`, and ignores one that is sent: saying it again does no harm, and is answered anew."
+
+
 def _command_message(command: Command, schemas: JsonObject) -> JsonObject:
     payload = dict(schemas[schema_name(command.message)])
     properties = dict(payload["properties"])
@@ -121,10 +124,12 @@ def _command_message(command: Command, schemas: JsonObject) -> JsonObject:
         }
     properties["traceparent"] = {"type": "string", "description": "W3C trace context; sockets have no headers."}
     payload["properties"] = properties
+    repeats = {} if command.mutates else {"description": _NO_OP_ID}
     return {
         "name": command.name,
         "title": command.name,
         "summary": first_line(command.summary),
+        **repeats,
         "payload": payload,
         "examples": [{"payload": sample(schemas[schema_name(command.message)], schemas)}],
     }
