@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import structlog
 
 from hub.cluster.link import Endpoint, Link, LinkLost, ServerRefused, connect
-from hub.cluster.redis import Script
+from hub.cluster.redis import WRONG_SERVER, Script
 from hub.protocol.errors import ClusterUnavailable
 
 log = structlog.get_logger(__name__)
@@ -32,8 +32,6 @@ STALLED_S = 0.5
 SUBSCRIBE_S = 0.5
 _RESUBSCRIBE_S = 5.0
 _CHANNELS_PER_COMMAND = 500
-# Answers of a server that is no longer, or not yet, the one to talk to.
-_WRONG_SERVER = frozenset(("READONLY", "MOVED", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH"))
 
 
 class Ear(Protocol):
@@ -106,7 +104,7 @@ class Line:
         try:
             return await self.call("EVALSHA", script.sha, len(keys), *keys, *args, budget_s=budget_s)
         except ServerRefused as error:
-            if error.code in _WRONG_SERVER:
+            if error.code in WRONG_SERVER:
                 self.drop()
             if error.code != "NOSCRIPT":
                 raise

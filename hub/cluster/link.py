@@ -1,8 +1,7 @@
-"""One connection to Redis for the bus: RESP through hiredis on a plain asyncio protocol.
+"""One connection to Redis: RESP through hiredis on a plain asyncio protocol.
 
-The bus does not go through a connection pool: commands of one loop turn leave in one write and in order, messages
-arrive in a callback instead of a task, and no command waits longer than it may. Everything that is not the bus uses
-redis-py.
+There is no connection pool: commands of one loop turn leave in one write and in order, messages arrive in a callback
+instead of a task, and no command waits longer than it may. A command costs a tenth of what it costs by redis-py.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ WAITING_COMMANDS = 50_000
 _AGE_CHECK_S = 0.05
 _READ_FIRST_S = 0.005
 
-Word = bytes | str | int
+Word = bytes | str | int | float
 OnPush = Callable[[Any], None]
 
 

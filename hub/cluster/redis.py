@@ -1,4 +1,4 @@
-"""The door to Redis: what a URL means, redis-py for everything but the bus, and the Lua scripts.
+"""The door to Redis: what a URL means, and the Lua scripts of everything but the bus, on one link.
 
     redis://[user:password@]host:port/db      one server; rediss:// with TLS, unix:///path for a socket
     redis+sentinel://[user:password@]host:port,host:port/service[/db]   the master that the sentinels name
@@ -17,15 +17,11 @@ from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 import structlog
-from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import parse_url
-from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import RedisError
 
-from hub.cluster.link import Endpoint
+from hub.cluster.link import Endpoint, Link, LinkLost, ServerRefused, connect
 from hub.protocol.errors import ClusterUnavailable
 
 log = structlog.get_logger(__name__)
@@ -33,9 +29,6 @@ log = structlog.get_logger(__name__)
 # A command that does not answer in this time is answered for by the caller: every socket command has 3 s in all.
 COMMAND_BUDGET_S = 0.5
 CONNECT_S = 0.5
-_CONNECTIONS = 16
-# That pool refuses instead of letting one wait for a connection.
-_CONNECTIONS_BY_SENTINEL = 128
 _LUA = Path(__file__).parent / "lua"
 
 Argument = bytes | str | int | float
@@ -50,42 +43,30 @@ class Script:
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
+# Answers of a server that is no longer, or not yet, the one to talk to.
+WRONG_SERVER = frozenset(("READONLY", "MOVED", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH"))
+
+
 class Door:
-    """Opens links for the bus and runs scripts for the rest."""
+    """Opens links for the bus, and runs scripts for the rest on a link of its own."""
 
     def __init__(self, url: str) -> None:
         scheme = urlsplit(url).scheme
         self._sentinel: Sentinel | None = None
         self._service = ""
-        # Never retried here: the caller has a deadline, and a script that may have run is not run twice unasked.
-        settings: dict[str, Any] = {
-            "protocol": 2,
-            "socket_timeout": COMMAND_BUDGET_S,
-            "socket_connect_timeout": CONNECT_S,
-            "retry": Retry(NoBackoff(), 0),
-            # Else every new connection looks up the version of redis-py on the disk, in the loop.
-            "driver_info": None,
-        }
+        self._link: Link | None = None
+        self._connecting = asyncio.Lock()
         if scheme in ("redis", "rediss", "unix"):
             self._endpoint = _endpoint(url)
-            pool = BlockingConnectionPool.from_url(
-                url, max_connections=_CONNECTIONS, timeout=COMMAND_BUDGET_S, **settings
-            )
-            self._redis: Redis = Redis.from_pool(pool)
         elif scheme == "redis+sentinel":
             self._endpoint, self._service, sentinels = _sentinels(url)
-            self._sentinel = Sentinel(  # type: ignore[no-untyped-call]
-                sentinels,
-                sentinel_kwargs={"socket_timeout": CONNECT_S, "socket_connect_timeout": CONNECT_S, "driver_info": None},
-                **settings,
-            )
-            self._redis = self._sentinel.master_for(
-                self._service,
-                username=self._endpoint.username,
-                password=self._endpoint.password,
-                db=self._endpoint.db,
-                max_connections=_CONNECTIONS_BY_SENTINEL,
-            )
+            settings: dict[str, Any] = {
+                "socket_timeout": CONNECT_S,
+                "socket_connect_timeout": CONNECT_S,
+                # Else every new connection looks up the version of redis-py on the disk, in the loop.
+                "driver_info": None,
+            }
+            self._sentinel = Sentinel(sentinels, sentinel_kwargs=settings)  # type: ignore[no-untyped-call]
         elif scheme == "redis+cluster":
             raise ValueError("redis+cluster:// is not supported yet: name one server or a sentinel")
         else:
@@ -107,47 +88,51 @@ class Door:
 
     async def run(self, script: Script, keys: Sequence[str], *args: Argument) -> Any:
         """The script's answer. Raises ClusterUnavailable within half a second; the script may then have run or not."""
-        try:
-            async with asyncio.timeout(COMMAND_BUDGET_S):
-                try:
-                    return await _asked(self._redis.evalsha(script.sha, len(keys), *keys, *args))
-                except NoScriptError:
-                    return await _asked(self._redis.eval(script.text, len(keys), *keys, *args))
-        except (RedisError, OSError, TimeoutError) as error:
-            # redis-py raises its own TimeoutError and ConnectionError, which are RedisErrors.
-            raise ClusterUnavailable() from error
+        return await self._ask(("EVALSHA", script.sha, len(keys), *keys, *args), script)
 
     async def command(self, *words: Argument) -> Any:
         """One plain command, under the same budget."""
+        return await self._ask(words)
+
+    async def _ask(self, words: tuple[Argument, ...], script: Script | None = None) -> Any:
+        # Nothing is asked twice unasked: what has timed out may have run.
+        link = self._link
         try:
-            async with asyncio.timeout(COMMAND_BUDGET_S):
-                return await _asked(self._redis.execute_command(*words))  # type: ignore[no-untyped-call]
-        except (RedisError, OSError, TimeoutError) as error:
+            if link is None or not _serves(link):
+                async with asyncio.timeout(COMMAND_BUDGET_S):
+                    link = await self._connected()
+            try:
+                return await link.call(*words, budget_s=COMMAND_BUDGET_S)
+            except ServerRefused as error:
+                if script is None or error.code != "NOSCRIPT":
+                    raise
+                return await link.call("EVAL", script.text, *words[2:], budget_s=COMMAND_BUDGET_S)
+        except (LinkLost, OSError, TimeoutError) as error:
+            raise ClusterUnavailable() from error
+        except ServerRefused as error:
+            if error.code in WRONG_SERVER and link is not None:
+                link.close()
             raise ClusterUnavailable() from error
 
+    async def _connected(self) -> Link:
+        """Raises LinkLost or ClusterUnavailable."""
+        async with self._connecting:
+            link = self._link
+            if link is not None and _serves(link):
+                return link
+            if link is not None:
+                link.close()
+            link = self._link = await connect(await self.endpoint(), timeout_s=CONNECT_S)
+            return link
+
     async def close(self) -> None:
-        await self._redis.aclose()
+        if self._link is not None:
+            self._link.close()
 
 
-async def _asked(answer: Any) -> Any:
-    """The answer, unless we were cancelled while waiting for it.
-
-    redis-py waits by `asyncio.wait_for`, which in Python 3.11 swallows a cancellation that comes together with the
-    result. A loop that was told to end would go on for ever, and a deadline would be none.
-    """
-    task = asyncio.current_task()
-    assert task is not None
-    before = task.cancelling()
-    try:
-        return await answer
-    except RuntimeError as error:
-        # What uvloop says where a connection was closed in the very turn in which somebody writes to it.
-        if "handler is closed" not in str(error):
-            raise
-        raise RedisConnectionError(str(error)) from error
-    finally:
-        if task.cancelling() > before:
-            raise asyncio.CancelledError
+def _serves(link: Link) -> bool:
+    """A link on which something has waited for longer than it may is not used any more: it may be half open."""
+    return link.up and link.oldest_wait_s() <= COMMAND_BUDGET_S
 
 
 def _endpoint(url: str) -> Endpoint:

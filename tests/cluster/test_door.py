@@ -37,9 +37,8 @@ def test_a_connection_that_closes_under_a_write_is_a_redis_that_is_away(valkey: 
     async def write_to_a_closed_connection() -> None:
         door = Door(valkey.url)
         await door.command("PING")
-        (connection,) = door._redis.connection_pool._available_connections
-        assert connection._writer is not None
-        connection._writer.transport.abort()
+        assert door._link is not None and door._link._transport is not None
+        door._link._transport.abort()
         with pytest.raises(ClusterUnavailable):
             await door.command("PING")
         assert await door.command("PING")
@@ -47,3 +46,29 @@ def test_a_connection_that_closes_under_a_write_is_a_redis_that_is_away(valkey: 
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(write_to_a_closed_connection())
+
+
+async def test_many_commands_at_once_take_one_connection_and_keep_their_order(valkey: Valkey) -> None:
+    door = Door(valkey.url)
+    before = await door.command("INCR", "test:door")
+    numbers = await asyncio.gather(*(door.command("INCR", "test:door") for _ in range(500)))
+    assert numbers == list(range(before + 1, before + 501))
+    clients = await door.command("CLIENT", "LIST")
+    assert clients.count(f"id={await door.command('CLIENT', 'ID')} ".encode()) == 1
+    await door.close()
+
+
+async def test_a_server_that_does_not_answer_costs_half_a_second_and_is_asked_anew(valkey: Valkey) -> None:
+    door = Door(valkey.url)
+    await door.command("PING")
+    valkey.freeze()
+    try:
+        started = asyncio.get_running_loop().time()
+        for _ in range(2):
+            with pytest.raises(ClusterUnavailable):
+                await door.command("PING")
+        assert asyncio.get_running_loop().time() - started < 2
+    finally:
+        valkey.thaw()
+    assert await door.command("PING") == b"PONG"
+    await door.close()
