@@ -124,11 +124,15 @@ class Ground:
         await node.start(until_ready=False)
         await node.until_ready(_READY_S)
 
-    async def metric(self, node: NodeProcess, start: str) -> float:
-        """The sum of a node's samples whose line begins so."""
+    async def bus_count(self, node: NodeProcess, kind: str) -> float:
+        """How often the bus of a node did that since its start, by its metrics. Raises LookupError."""
+        start = f'auralink_hub_bus_events_total{{kind="{kind}"}}'
         async with self.http.get(f"{node.internal_url}/metrics") as response:
             lines = (await response.text()).splitlines()
-        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(start))
+        found = [float(line.rpartition(" ")[2]) for line in lines if line.startswith(start)]
+        if not found:
+            raise LookupError(f"no metric {start}")
+        return sum(found)
 
     # Clients
 
@@ -171,9 +175,10 @@ class Ground:
             return str(answer["call_id"])
 
     async def rooms(self, clients: list[Client], size: int) -> list[str]:
-        """Rooms of `size`, each with clients of every node, everybody in one."""
-        calls = [await self.room(seats=max(100, size)) for _ in range((len(clients) + size - 1) // size)]
-        where = {client.user: calls[i // size] for i, client in enumerate(clients)}
+        """Rooms of about `size`, each with clients of every node, everybody in one."""
+        count = max(1, round(len(clients) / size))
+        calls = [await self.room(seats=max(100, 2 * size)) for _ in range(count)]
+        where = {client.user: calls[i * count // len(clients)] for i, client in enumerate(clients)}
 
         async def enter(client: Client) -> None:
             code = await client.join(where[client.user])
@@ -182,6 +187,11 @@ class Ground:
 
         await self.each(clients, enter)
         return calls
+
+    def speakers(self, clients: Sequence[Client], every: int) -> list[Client]:
+        """One in so many, of every node and in every room."""
+        nodes = len(self.urls)
+        return [client for i, client in enumerate(clients) if i // nodes % every == 0]
 
     # What the hub shows
 

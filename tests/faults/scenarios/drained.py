@@ -23,7 +23,7 @@ async def _play(ground: Ground, plan: Plan) -> Sequence[Figure]:
     people = await ground.crowd(plan.people(500))
     await ground.rooms(people, 10)
     exits, codes, unready = [], [], []
-    async with senders(people[:: max(1, len(people) // 40)]):
+    async with senders(ground.speakers(people, max(1, len(people) // 40))):
         await asyncio.sleep(1 if plan.short else 2)
         for node in ground.nodes[:1] if plan.short else ground.nodes:
             ground.fault("SIGTERM")

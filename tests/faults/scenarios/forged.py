@@ -35,7 +35,7 @@ async def _play(ground: Ground, plan: Plan) -> Sequence[Figure]:
         resumed = sum(len(client.resumes) for client in people)
         before, seen = await _refused(ground), len(ground.history.entries)
         sent = 0
-        async with senders(people[::4]):
+        async with senders(ground.speakers(people, 4)):
             for channel in plain:
                 sent += await _attack(ground, attacker, channel, captured, "PUBLISH")
             for channel in sharded:
@@ -77,18 +77,16 @@ def _countable(plain: Sequence[bytes], sharded: Sequence[bytes]) -> int:
 async def _refused(ground: Ground) -> float:
     kinds = ("unverified", "replayed", "duplicates")
     found = 0.0
-    # The gauges are set twice a second.
-    await asyncio.sleep(1)
     for node in ground.nodes:
         for kind in kinds:
-            found += await ground.metric(node, f'auralink_hub_bus_events{{kind="{kind}"}}')
+            found += await ground.bus_count(node, kind)
     return found
 
 
 async def _capture(attacker: Intruder, sharded: Sequence[bytes], people: Sequence[Client]) -> dict[bytes, list[bytes]]:
     """True frames, as they went over the channels."""
     attacker.overhear(sharded)
-    async with senders(people[::2], every_s=0.4):
+    async with senders(people, every_s=0.8):
         await asyncio.sleep(2)
     await asyncio.sleep(0.5)
     found: dict[bytes, list[bytes]] = {}

@@ -31,7 +31,7 @@ async def _play(ground: Ground, plan: Plan) -> Sequence[Figure]:
     calls = await ground.rooms(everybody, 10)
     victim = ground.nodes[0]
     before = {node.incarnation for node in await ground.watcher.nodes.list() if node.node_id == "node-0"}
-    async with intruder(ground.servers.valkey.url) as ear, senders(everybody[::3]):
+    async with intruder(ground.servers.valkey.url) as ear, senders(ground.speakers(everybody, 3)):
         ear.overhear([Keys(ground.env).room(UUID(call)).channel for call in calls])
         await asyncio.sleep(2)
         sessions = {client.session for client in everybody if client.node == victim.url}

@@ -24,7 +24,7 @@ async def _play(ground: Ground, plan: Plan) -> Sequence[Figure]:
         people = await ground.crowd(plan.people(60))
         await ground.rooms(people, 10)
         deaf = [client for client in people if client.node == victim.url]
-        async with senders(people[::2], every_s=0.7):
+        async with senders(ground.speakers(people, 2), every_s=0.7):
             await asyncio.sleep(2)
             for client in people:
                 client.answers.clear()
@@ -46,7 +46,7 @@ async def _play(ground: Ground, plan: Plan) -> Sequence[Figure]:
             at_most("deaf for", hearing_s if hearing_s is not None else 99, _DEAF_S, "s"),
             *replies,
             none("sockets lost", sum(len(client.resumes) for client in people)),
-            told("events mended from the log", await ground.metric(victim, 'auralink_hub_bus_events{kind="repaired"}')),
+            told("events mended from the log", await ground.bus_count(victim, "repaired")),
             false_lefts(ground),
             *delivery(ground),
             counted(ground, "clients with a wrong picture", checks.finals(ground.history.entries)),

@@ -22,7 +22,7 @@ async def _kill(ground: Ground, plan: Plan) -> Sequence[Figure]:
         await ground.node(AURALINK_SOCKET_GRACE_S=str(grace_s))
     people = await ground.crowd(plan.people(500))
     calls = await ground.rooms(people, _ROOM)
-    async with senders(people[:: max(1, len(people) // 40)]):
+    async with senders(ground.speakers(people, max(1, len(people) // 40))):
         await asyncio.sleep(1 if plan.short else 3)
         victim = ground.nodes[0]
         sessions = {client.session for client in people if client.node == victim.url}
@@ -68,7 +68,7 @@ async def _alternate(ground: Ground, plan: Plan) -> Sequence[Figure]:
         await ground.node()
     people = await ground.crowd(plan.people(60))
     await ground.rooms(people, _ROOM)
-    async with senders(people[::3]):
+    async with senders(ground.speakers(people, 3)):
         for turn in range(kills):
             node = ground.nodes[turn % 2]
             began = ground.fault(f"kill -9 of node {turn % 2}")

@@ -21,6 +21,8 @@ from tests.faults.drill.load import counted, quiet
 from tests.faults.drill.plan import Plan, Scenario
 
 _SEATS = 6
+# At least so many rooms there are, and everybody is in fewer.
+_ROOMS_EACH = 4
 _GRACE_S = 10.0
 _CALM_S = 10.0
 
@@ -35,7 +37,7 @@ async def _play(ground: Ground, plan: Plan) -> Sequence[Figure]:
             proxies.append(proxy)
         people = await ground.crowd(max(6, plan.people(40)))
         town = _Town(ground, people, chance)
-        await town.build(max(2, len(people) // 6))
+        await town.build(max(_ROOMS_EACH, len(people) // _SEATS))
         faults: Counter[str] = Counter()
         async with asyncio.TaskGroup() as tasks:
             going = [tasks.create_task(town.live(client)) for client in people]
@@ -110,7 +112,7 @@ class _Town:
         mine = list(client.rooms)
         hosted = [call for call in mine if self._hosts[call] is client]
         what = chance.random()
-        if not mine or (what < 0.1 and len(mine) < 3):
+        if not mine or (what < 0.1 and len(mine) < _ROOMS_EACH - 1):
             await self._move(lambda: client.join(self._other(client, chance), patience_s=20))
         elif what < 0.65:
             await client.update(chance.choice(mine))

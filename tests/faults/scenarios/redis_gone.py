@@ -36,7 +36,7 @@ async def _play(ground: Ground, plan: Plan, gone_s: float, *, lose: bool) -> Seq
     listening = _Across(people)
     valkey = ground.servers.valkey
     # So impatient that they do not wait for Redis: what is acked meanwhile must reach everybody all the same.
-    async with senders(people[::3], patience_s=4.0):
+    async with senders(ground.speakers(people, 3), patience_s=4.0):
         await asyncio.sleep(2)
         for client in people:
             client.answers.clear()
