@@ -38,7 +38,10 @@ TABLE: dict[str, set[str]] = {
     "data:send": P,
 }
 # Who needs no call, or does not have to be in it.
-NO_CALL = {"session:refresh", "session:ping", "session:me", "session:limits", "room:create", "room:list"}
+NO_CALL = {
+    *("session:refresh", "session:ping", "session:me", "session:limits", "room:create", "room:list"),
+    *("presence:set", "presence:watch", "presence:unwatch", "presence:list"),
+}
 DOORS = {"room:token", "room:join"}
 
 
