@@ -114,9 +114,15 @@ class Ground:
         }
         node = NodeProcess(environ, port, internal)
         self.nodes.append(node)
-        await self.start(node)
         self.urls.append(node.url)
+        await self.start(node)
         return node
+
+    async def several(self, count: int, **over: str) -> None:
+        """Nodes, started side by side."""
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(count):
+                tasks.create_task(self.node(**over))
 
     @staticmethod
     async def start(node: NodeProcess) -> None:

@@ -18,8 +18,7 @@ _EXIT_S, _UNREADY_S = 15.0, 1.0
 
 
 async def _play(ground: Ground, plan: Plan) -> Sequence[Figure]:
-    for _ in range(2 if plan.short else 3):
-        await ground.node()
+    await ground.several(2 if plan.short else 3)
     people = await ground.crowd(plan.people(500))
     await ground.rooms(people, 10)
     exits, codes, unready = [], [], []

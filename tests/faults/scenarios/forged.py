@@ -22,8 +22,7 @@ _EVIL = "drill:evil"
 
 
 async def _play(ground: Ground, plan: Plan) -> Sequence[Figure]:
-    for _ in range(2):
-        await ground.node()
+    await ground.several(2)
     people = await ground.crowd(plan.people(20))
     await ground.rooms(people, 10)
     evil: list[str] = []

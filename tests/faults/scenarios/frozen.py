@@ -21,8 +21,7 @@ _DEAD_S, _REJOIN_S = 8.0, 3.0
 
 async def _play(ground: Ground, plan: Plan) -> Sequence[Figure]:
     frozen_s = 10 if plan.short else 30
-    for _ in range(3):
-        await ground.node()
+    await ground.several(3)
     people = await ground.crowd(plan.people(90))
     # They would sit out any silence, and so are still there when the node wakes.
     patient = [ground.client(f"patient{i}", first=0, patient=True) for i in range(max(1, len(people) // 10))]

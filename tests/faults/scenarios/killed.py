@@ -18,8 +18,7 @@ _SHOWN_S = 8.0
 
 async def _kill(ground: Ground, plan: Plan) -> Sequence[Figure]:
     grace_s = 5 if plan.short else 25
-    for _ in range(2 if plan.short else 3):
-        await ground.node(AURALINK_SOCKET_GRACE_S=str(grace_s))
+    await ground.several(2 if plan.short else 3, AURALINK_SOCKET_GRACE_S=str(grace_s))
     people = await ground.crowd(plan.people(500))
     calls = await ground.rooms(people, _ROOM)
     async with senders(ground.speakers(people, max(1, len(people) // 40))):
@@ -64,8 +63,7 @@ def _missing(people: list[Client]) -> int:
 
 async def _alternate(ground: Ground, plan: Plan) -> Sequence[Figure]:
     kills = 3 if plan.short else 20
-    for _ in range(2):
-        await ground.node()
+    await ground.several(2)
     people = await ground.crowd(plan.people(60))
     await ground.rooms(people, _ROOM)
     async with senders(ground.speakers(people, 3)):

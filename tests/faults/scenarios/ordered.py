@@ -19,8 +19,7 @@ _EVENTS = 3_000
 
 async def _play(ground: Ground, plan: Plan) -> Sequence[Figure]:
     events = 300 if plan.short else _EVENTS
-    for _ in range(3):
-        await ground.node(AURALINK_MAX_PARTICIPANTS="500")
+    await ground.several(3, AURALINK_MAX_PARTICIPANTS="500")
     # The hub takes 20 changes in 10 s of one person: so many speak for each node, one after the other.
     per_node = max(2, (plan.people(60) + 2) // 3)
     people = await ground.crowd(3 * per_node)

@@ -29,8 +29,7 @@ async def _lost(ground: Ground, plan: Plan) -> Sequence[Figure]:
 
 
 async def _play(ground: Ground, plan: Plan, gone_s: float, *, lose: bool) -> Sequence[Figure]:
-    for _ in range(2 if plan.short else 3):
-        await ground.node()
+    await ground.several(2 if plan.short else 3)
     people = await ground.crowd(plan.people(90))
     calls = await ground.rooms(people, 10)
     listening = _Across(people)
