@@ -325,6 +325,18 @@ async def request_kick(
     return [Participant(*row) for row in await tx.fetch(REQUEST_KICK, call_id, now, reason, by, user_id)]
 
 
+KICKED_AMONG = """
+SELECT id, coalesce(kick_reason, '') FROM call_participants
+WHERE call_id = ANY($1::uuid[]) AND id = ANY($2::uuid[]) AND status = 'kicked'
+"""
+
+
+async def kicked_among(tx: Transaction, there: Collection[tuple[UUID, UUID]]) -> dict[UUID, str]:
+    """Which of these, as (call, participant), are kicked and not let in again; with the reason that was given."""
+    rows = await tx.fetch(KICKED_AMONG, list({call_id for call_id, _ in there}), [each for _, each in there])
+    return {row[0]: row[1] for row in rows}
+
+
 READMIT = f"""
 UPDATE call_participants SET readmitted_at = greatest($3, kick_requested_at)
 WHERE call_id = $1 AND user_id = $2 AND kick_requested_at IS NOT NULL

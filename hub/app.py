@@ -30,6 +30,7 @@ from hub.actions import all_commands, presence
 from hub.actions.members import authorize
 from hub.background.due import Due, LostSockets
 from hub.background.inbox import Inbox
+from hub.background.outcasts import Outcasts
 from hub.background.sweep import Sweep
 from hub.background.tidy import Tidy
 from hub.cluster import Cluster
@@ -306,6 +307,7 @@ async def _serving(
         node.sweep.run(),
         Due(node).run(),
         LostSockets(node, node.roster).run(),
+        Outcasts(node.db, edge.sessions, edge.control).run(),
         # As long as their place in a call is kept, people are there.
         node.presence.run_sweep(node.rules.socket_grace_s),
         Tidy(node.db, node.clock).run(),
