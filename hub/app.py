@@ -211,12 +211,23 @@ async def serve(settings: Settings, *, on_ready: Callable[[], None] = lambda: No
     `leash`: a socket's file descriptor. The node is one of several on its port, says there when it serves, and ends
     when whoever holds the other end does.
     """
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    stop, serving = asyncio.Event(), asyncio.Event()
+    loop, starting = asyncio.get_running_loop(), asyncio.current_task()
+    assert starting is not None
+
+    def end() -> None:
+        # A node that waits for its database has nobody to send away.
+        if not serving.is_set() and not stop.is_set():
+            starting.cancel()
+        stop.set()
+        if leash is not None:
+            loop.remove_reader(leash)
+
     for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stop.set)
+        loop.add_signal_handler(name, end)
     if leash is not None:
-        loop.add_reader(leash, _let_go, leash, stop)
+        # Whoever holds the other end never says anything.
+        loop.add_reader(leash, end)
     try:
         # Half a second of computing: before there are connections whose deadlines it would pass.
         commands = all_commands()
@@ -226,12 +237,18 @@ async def serve(settings: Settings, *, on_ready: Callable[[], None] = lambda: No
             open_node(settings) as node,
             _serving(node, commands, documents, shared_port=leash is not None),
         ):
+            serving.set()
             on_ready()
             if leash is not None:
                 os.write(leash, b"\n")
             log.info("serving", listen=str(settings.listen), region=settings.region)
             await stop.wait()
             log.info("stopping")
+    except asyncio.CancelledError:
+        if not stop.is_set() or serving.is_set():
+            raise
+        starting.uncancel()
+        log.info("stopped_while_starting")
     except BaseExceptionGroup as failed:
         # The task group of the loops wraps also what only its body has to say.
         refused: BaseException | None = failed.subgroup(CannotServe)
@@ -360,12 +377,6 @@ async def _site(runner: web.AppRunner, address: Address) -> AsyncIterator[None]:
 
 def _runner(application: web.Application) -> web.AppRunner:
     return Runner(application, shutdown_timeout=_CLOSE_S, **middleware.RUNNER)
-
-
-def _let_go(leash: int, stop: asyncio.Event) -> None:
-    """The parent is gone: it never says anything."""
-    asyncio.get_running_loop().remove_reader(leash)
-    stop.set()
 
 
 @asynccontextmanager
