@@ -173,3 +173,24 @@ async def test_forged_and_replayed_words_to_a_user_have_no_effect(open_node: Ope
     await say(a, 2)
     await until(lambda: said(ear) == [1, 2])
     assert (ear.events, ear.user_resyncs, ear.resyncs) == ([], [], [])
+
+
+async def test_a_node_hears_nothing_of_rooms_and_users_it_has_nobody_in(open_node: OpenNode) -> None:
+    """S-246: every event reaches every member once, and no node without one."""
+    (a, ear_a), (b, ear_b), (c, ear_c) = await open_node("a"), await open_node("b"), await open_node("c")
+    call_id, wires = uuid4(), []
+    c.bus._hearing.message = lambda channel, wire: wires.append(channel)  # type: ignore[method-assign]
+    for node in (a, b):
+        await node.bus.subscribe_room(call_id)
+        await node.bus.subscribe_user(TENANT, "anna")
+    for number in range(20):
+        await a.bus.to_room(call_id, "chat:posted", {"text": str(number)})
+        await c.bus.to_room(call_id, "chat:typing", {"text": "…"}, recorded=False)
+        await say(c, number)
+    await until(lambda: len(ear_a.events) == len(ear_b.events) == 40 and len(ear_a.users) == len(ear_b.users) == 20)
+    await asyncio.sleep(0.05)
+    assert [event["offset"] for event in ear_b.events if "offset" in event] == list(range(1, 21))
+    for keys in (a.bus._keys.room(call_id), a.bus._keys.user(TENANT, "anna")):
+        _, listening = await a._door.command("PUBSUB", "SHARDNUMSUB", keys.channel)
+        assert listening == 2
+    assert (wires, ear_c.events, ear_c.users) == ([], [], [])
