@@ -28,8 +28,12 @@ ROOMS = metrics.gauge("rooms", "Rooms with sockets on this node")
 
 # Writes in one turn of the loop, and of one room before others have theirs. A write costs 2 to 8 µs.
 _TURN = 512
+# Events that a room is told in one turn. What is written in a turn leaves at its end: more, and members would look slow
+# who are not.
+_BURST = 256
 _SLICE = 256
-_HELD = 512
+# Events kept for somebody on its way in, by reference: what all others are told anyway.
+_HELD = 4096
 
 
 class Frame:
@@ -79,7 +83,11 @@ class _Guard:
     def passed(self, last: Position | None) -> bool:
         """Nothing at or below the floor can come any more."""
         floor = self.floor
-        return floor is None or (last is not None and (last.epoch != floor.epoch or last.offset >= floor.offset))
+        return (
+            floor is None
+            or not floor.offset
+            or (last is not None and (last.epoch != floor.epoch or last.offset >= floor.offset))
+        )
 
 
 class _Work(msgspec.Struct):
@@ -112,6 +120,8 @@ class Rooms:
     def __init__(self) -> None:
         self._rooms: dict[UUID, _Room] = {}
         self._due: deque[_Room] = deque()
+        # Those that have had their turn and still have events.
+        self._later: list[_Room] = []
         self._scheduled = False
 
     def __contains__(self, call_id: UUID) -> bool:
@@ -212,14 +222,19 @@ class Rooms:
                 room.pending.clear()
                 room.due = False
                 budget -= 1
+        due.extend(self._later)
+        self._later.clear()
         if due:
             asyncio.get_running_loop().call_soon(self._turn)
         else:
             self._scheduled = False
 
     def _after(self, room: _Room) -> None:
-        if room.work or room.pending:
+        if room.work:
             self._due.append(room)
+            return
+        if room.pending:
+            self._later.append(room)
             return
         room.due = False
         follow, room.then = room.then, None
@@ -249,7 +264,7 @@ class Rooms:
 
     def _prepare(self, room: _Room) -> None:
         """Turn the pending frames into work: one buffer for all members with the same serializer."""
-        batch, room.pending = room.pending, []
+        batch, room.pending = room.pending[:_BURST], room.pending[_BURST:]
         heard = 0
         skips = {frame.skip_session for frame in batch} - {None}
         for codec, members in room.members.items():
