@@ -97,8 +97,8 @@ class Roster:
             try:
                 answer = await self._register(call_id, mine, again=False)
             except ClusterUnavailable:
-                # It may have arrived all the same.
-                self._owe(call_id, entry.session_id, "remove")
+                # It may have arrived all the same; and who was in before still is.
+                self._owe_what_holds((call_id, entry.session_id))
                 raise
             if answer == "ok":
                 self._mine[(call_id, entry.session_id)] = _Mine(mine)
@@ -131,7 +131,10 @@ class Roster:
         try:
             await self._remove(call_id, session_id)
         except ClusterUnavailable:
-            self._owe(call_id, session_id, "remove")
+            self._owe_what_holds((call_id, session_id))
+            return
+        if (call_id, session_id) in self._mine:
+            self._owe_what_holds((call_id, session_id))
 
     async def sessions(self, call_id: UUID) -> list[RosterEntry]:
         """Everybody, those in their grace included as `interrupted`. Raises ClusterUnavailable."""
@@ -187,6 +190,9 @@ class Roster:
         self._owed[(call_id, session_id)] = what
         self._wake.set()
 
+    def _owe_what_holds(self, key: Key) -> None:
+        self._owe(*key, "bring" if key in self._mine else "remove")
+
     def _bring_all(self) -> None:
         self._forget_old()
         for key in self._mine:
@@ -195,15 +201,17 @@ class Roster:
 
     async def _settle_up(self) -> None:
         while self._owed:
-            (call_id, session_id), what = next(iter(self._owed.items()))
-            mine = self._mine.get((call_id, session_id))
-            if what == "remove":
-                await self._remove(call_id, session_id)
-            elif mine is not None:
-                await self._bring(call_id, mine)
-            # What changed meanwhile stays owed.
-            if self._owed.get((call_id, session_id)) == what and self._mine.get((call_id, session_id)) is mine:
-                del self._owed[(call_id, session_id)]
+            key, what = next(iter(self._owed.items()))
+            mine = self._mine.get(key)
+            if what == "bring" and mine is not None:
+                await self._bring(key[0], mine)
+            elif what == "remove" and mine is None:
+                await self._remove(*key)
+            if self._mine.get(key) is not mine:
+                # They came or went meanwhile, and nobody knows what reached Redis last.
+                self._owe_what_holds(key)
+            elif self._owed.get(key) == what:
+                del self._owed[key]
 
     async def _bring(self, call_id: UUID, mine: _Mine) -> None:
         mine.entry = msgspec.structs.replace(mine.entry, incarnation=self._nodes.incarnation)

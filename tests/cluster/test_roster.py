@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
+from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID, uuid4
 
 import pytest
 
 from hub.cluster import Cluster, SessionInfo
 from hub.context import RosterEntry
+from hub.embedded import Valkey
 from hub.protocol.errors import ClusterUnavailable
 from tests.cluster.conftest import OpenNode
 from tests.cluster.hearing import until
+from tests.fakes.proxy import Proxy
 
 
 def entry(session_id: str = "s1", participant_id: UUID | None = None) -> RosterEntry:
@@ -28,6 +31,11 @@ def entry(session_id: str = "s1", participant_id: UUID | None = None) -> RosterE
 
 async def states(node: Cluster, call_id: UUID) -> dict[str, str]:
     return {one.session_id: one.state for one in await node.roster.sessions(call_id)}
+
+
+def through(proxy: Proxy, url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{proxy.port}"))
 
 
 async def die(node: Cluster) -> None:
@@ -269,3 +277,38 @@ async def test_a_control_message_to_a_node_that_is_not_there_is_refused(open_nod
     a, _ = await open_node("a")
     with pytest.raises(ClusterUnavailable):
         await a.bus.control("nobody", {"do": "close_session"})
+
+
+async def test_a_second_entrance_that_redis_does_not_take_leaves_the_first_one_standing(
+    open_node: OpenNode, valkey: Valkey
+) -> None:
+    async with Proxy("127.0.0.1", valkey.port) as proxy:
+        a, _ = await open_node("a", url=through(proxy, valkey.url))
+        b, _ = await open_node("b")
+        call_id, anna = uuid4(), entry("s1")
+        await a.roster.enter(call_id, anna)
+        proxy.set("refuse")
+        with pytest.raises(ClusterUnavailable):
+            await a.roster.enter(call_id, anna)
+        proxy.set("pass")
+        await until(lambda: not a.degraded)
+        # Whatever is owed to Redis is brought there within a moment.
+        await asyncio.sleep(1.5)
+        assert await states(b, call_id) == {"s1": "live"}
+
+
+async def test_a_leave_that_is_overtaken_by_a_return_removes_nobody(open_node: OpenNode, valkey: Valkey) -> None:
+    """They go to Redis by different connections: what counts is the later one, whichever arrives last."""
+    async with Proxy("127.0.0.1", valkey.port) as proxy:
+        a, _ = await open_node("a", url=through(proxy, valkey.url))
+        b, _ = await open_node("b")
+        call_id, anna = uuid4(), entry("s1")
+        await a.roster.enter(call_id, anna)
+        proxy.latency_s = 0.3
+        leaving = asyncio.create_task(a.roster.leave(call_id, "s1"))
+        await asyncio.sleep(0.1)
+        proxy.latency_s = 0.0
+        await a.roster.enter(call_id, anna)
+        await leaving
+        await asyncio.sleep(0.5)
+        assert await states(b, call_id) == {"s1": "live"}

@@ -267,6 +267,20 @@ async def test_a_lost_socket_is_interrupted_and_retried_while_the_roster_is_down
     await until(lambda: list(edge.hub.roster.entries.values()) == ["interrupted"])
 
 
+async def test_a_farewell_that_had_to_wait_does_not_put_out_whoever_is_in_again(edge: Node) -> None:
+    """A join fails while the roster is down, and its farewell too; the next join comes before that is tried again."""
+    call_id = uuid4()
+    async with raw(edge.socket_url, token="good:a") as client:
+        edge.hub.roster.down = True
+        refused = await client.command("room:join", {"call_id": str(call_id)})
+        assert refused["error"]["code"] == "cluster_unavailable"
+        await asyncio.sleep(0.1)
+        edge.hub.roster.down = False
+        assert (await client.command("room:join", {"call_id": str(call_id)}))["ok"]
+        await until(lambda: edge.edge._chores.idle)
+        assert list(edge.hub.roster.entries.values()) == ["live"]
+
+
 async def test_a_room_is_subscribed_while_somebody_is_in_it(edge: Node) -> None:
     call_id = uuid4()
     async with raw(edge.socket_url, token="good:a") as one:

@@ -86,7 +86,7 @@ class Attendance:
             try:
                 await self._roster.leave(call_id, session.id)
             except HubError:
-                self._chores.add(lambda: self._roster.leave(call_id, session.id))
+                self._chores.add(lambda: self._take_leave(session, call_id, self._roster.leave))
 
     def seen(self, session: Session, call_id: UUID, position: Position) -> None:
         self._rooms.seen(call_id, session, position)
@@ -104,7 +104,13 @@ class Attendance:
                 self._subscriptions.unsubscribe_room(call_id)
         self._rooms.exit(call_id, session)
         if farewell is not None:
-            self._chores.add(lambda: farewell(call_id, session.id))
+            self._chores.add(lambda: self._take_leave(session, call_id, farewell))
+
+    @staticmethod
+    async def _take_leave(session: Session, call_id: UUID, farewell: Callable[[UUID, str], Any]) -> None:
+        # It may be in again: what was owed for the time before, and had to wait for Redis, is void.
+        if call_id not in session.joined:
+            await farewell(call_id, session.id)
 
     def answered(self, session: Session, ok: bool) -> None:
         """The ack of a command has left: what was held back for it follows."""
