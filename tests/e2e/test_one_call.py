@@ -47,7 +47,7 @@ async def test_the_briefs_bodies_are_answered_with_the_briefs_keys(stage: Stage)
 
 
 async def test_a_call_goes_from_waiting_to_active_to_ended_with_real_media(stage: Stage) -> None:
-    """S-001…S-003, S-040, S-041, S-079…S-084, S-110, S-210, S-211, S-242: one call, end to end."""
+    """S-001…S-003, S-040, S-041, S-079…S-084, S-110, S-127, S-210, S-211, S-242: one call, end to end."""
     await stage.node()
     ada, ben = stage.person("ada"), stage.person("ben")
     call = await ada.create()
