@@ -137,11 +137,11 @@ async def test_metrics_are_inside_only_and_name_no_path(opened: Opened) -> None:
     """Families by route template; the public listener has no such page."""
     node, client = opened
     assert (await client.get("/metrics")).status == 404
-    await client.get("/nonsense-path-4711")
+    await client.get("/nonsense-path-zebra")
     checks = health.Checks(required={}, optional={}, draining=lambda: node.draining)
     async with TestClient(TestServer(health.internal_app(checks))) as inside:
         response = await inside.get("/metrics")
         text = await response.text()
     assert response.content_type == "text/plain"
     assert 'auralink_hub_http_requests_total{method="GET",route="unmatched",status="404"}' in text
-    assert "4711" not in text
+    assert "zebra" not in text
