@@ -4,6 +4,7 @@ rightly."""
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -83,6 +84,9 @@ def test_commands_and_bytes_come_back_whole(programs: tuple[Path, Path], tmp_pat
             assert result["ops"] > 20, work
 
 
+@pytest.mark.skipif(
+    "HUB_BENCH_TESTS" not in os.environ, reason="moves 200 MB/s: on a quiet machine, by HUB_BENCH_TESTS=1"
+)
 def test_stalled_members_are_let_go_without_harm_to_others(programs: tuple[Path, Path], tmp_path: Path) -> None:
     """The bare writer has a limit as well, of one MiB."""
     work = ("fanout", "--n", "10", "--stalled", "2", "--rate", "400", "--payload", "50000")
