@@ -1,0 +1,44 @@
+"""Keys of objects: made here, of ids alone, as `tenant/call/file`. What a person named a file lives in the database.
+
+The characters are those that every store takes (Supabase refuses others), and no key is ever a path out of a
+directory.
+"""
+
+from __future__ import annotations
+
+import re
+from uuid import UUID
+
+_KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
+_MOST_CHARS = 512
+
+
+def content(tenant_id: UUID, call_id: UUID, file_id: UUID) -> str:
+    """Where a file's bytes are."""
+    return f"{tenant_id}/{call_id}/{file_id}"
+
+
+def incoming(tenant_id: UUID, call_id: UUID, file_id: UUID) -> str:
+    """Where a client puts a file itself, by a signed URL.
+
+    Never the key it is served from: the URL stays good until it expires, so what lies there can be replaced after it
+    was checked. `Store.move` it to `content`, then check.
+    """
+    return f"{tenant_id}/{call_id}/{file_id}.incoming"
+
+
+def preview(tenant_id: UUID, call_id: UUID, file_id: UUID) -> str:
+    """Where a file's preview is."""
+    return f"{tenant_id}/{call_id}/{file_id}.preview"
+
+
+def of_call(tenant_id: UUID, call_id: UUID) -> str:
+    """What all keys of a call begin with."""
+    return f"{tenant_id}/{call_id}/"
+
+
+def check(key: str) -> str:
+    """The key, if it is one. Raises ValueError."""
+    if len(key) > _MOST_CHARS or not _KEY.fullmatch(key):
+        raise ValueError(f"not a storage key: {key[:80]!r}")
+    return key
