@@ -36,7 +36,7 @@ from hub.background.tidy import Tidy
 from hub.cluster import Cluster
 from hub.cluster.lock import Leadership
 from hub.cluster.sessions import SessionInfo
-from hub.commands import Commands
+from hub.commands import APPS, Commands
 from hub.context import Reconciliation, Rules
 from hub.dispatch import Dispatcher
 from hub.media.livekit import LiveKit
@@ -159,7 +159,7 @@ class _SessionRegister:
 
     def opened(self, session: Session) -> None:
         actor = session.actor
-        if actor.role != "guest":
+        if actor.role != "guest" and session.namespace == APPS:
             self._presence.opened(session.id, actor.tenant_id, actor.user_id)
         self._sessions.opened(
             SessionInfo(
@@ -174,6 +174,8 @@ class _SessionRegister:
 
     def closed(self, session: Session) -> None:
         self._sessions.closed(session.id)
+        if session.namespace != APPS:
+            return
         self._presence.closed(session.id, goodbye=session.goodbye)
         self._watching.forget(session.id)
 

@@ -36,6 +36,10 @@ class Rate(msgspec.Struct, frozen=True):
 
 DEFAULT_RATE = Rate(50, per_s=1)
 
+# Socket.IO namespaces: of apps, and of chunk frames, which have a connection of their own.
+APPS, FILES = "/", "/files"
+NAMESPACES = (APPS, FILES)
+
 
 class Http(msgspec.Struct, frozen=True):
     """The REST twin: `path` below `/api/v1`, with `{field}` parts that fill fields of the message.
@@ -75,6 +79,7 @@ class Command(msgspec.Struct, frozen=True):
     emits: tuple[type[Event], ...]
     http: Http | None
     socket: bool
+    namespaces: tuple[str, ...]
     mutates: bool
     deadline_s: float
     summary: str
@@ -102,13 +107,15 @@ class Commands:
         emits: Iterable[type[Event]] = (),
         http: Http | None = None,
         socket: bool = True,
+        namespaces: Iterable[str] = (APPS,),
         mutates: bool = True,
         deadline_s: float = 3.0,
     ) -> Callable[[Action], Action]:
         """Declare the decorated `async def action(ctx, message: M) -> A` as the command `name`.
 
         `mutates=False` marks a question, or what may be done twice without harm and answers with a secret that must not
-        be kept: it takes no `op_id`. The docstring's first line is its documentation.
+        be kept: it takes no `op_id`. The docstring's first line is its documentation. `namespaces`: where sockets may
+        say it.
         """
 
         def declare(run: Action) -> Action:
@@ -128,6 +135,7 @@ class Commands:
                     emits=tuple(emits),
                     http=http,
                     socket=socket,
+                    namespaces=tuple(namespaces),
                     mutates=mutates,
                     deadline_s=deadline_s,
                     summary=summary,

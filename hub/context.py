@@ -18,7 +18,7 @@ import msgspec
 from msgspec import UnsetType
 
 from db import idempotency
-from hub.commands import Event
+from hub.commands import APPS, Event
 from hub.policy import Permission, Permissions, Role
 
 if TYPE_CHECKING:
@@ -111,6 +111,10 @@ class Session(Protocol):
         ...
 
     async def exit(self, call_id: UUID) -> None: ...
+
+    async def drained(self) -> None:
+        """Until the client has read most of what it was sent."""
+        ...
 
     def refresh(self, actor: Actor) -> None:
         """The token was renewed."""
@@ -408,6 +412,8 @@ class Context:
     op_key: str | None = None
     if_match: str | None = None
     client: str = ""
+    # Of the socket.
+    namespace: str = APPS
     # Filled by the dispatcher for commands that need a member or a permission.
     _member: Member | None = None
     # The answer already kept beside the effect, in the same transaction.
@@ -416,6 +422,11 @@ class Context:
     decided: bool = False
     # What follows the commit of the transaction in hand.
     _steps: list[Callable[[], Awaitable[object]]] = field(default_factory=list)
+
+    @property
+    def attending(self) -> Session | None:
+        """The session, where it is one that can be in rooms."""
+        return self.session if self.namespace == APPS else None
 
     def now(self) -> datetime:
         return self.hub.clock().astimezone(UTC)

@@ -80,7 +80,7 @@ class Dispatcher:
         `payload`: decoded, or the JSON itself, valid and not nested too deep, as `msgspec.Raw`.
         """
         command = self._by_name.get(name)
-        if command is None or not command.socket:
+        if command is None or not command.socket or ctx.namespace not in command.namespaces:
             return Ack(
                 ok=False, error=errors.UnknownEvent(f"there is no command {name[:64]!r}").problem(ctx.request_id)
             )

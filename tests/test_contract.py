@@ -151,7 +151,10 @@ def test_every_socket_command_has_its_message_its_ack_and_its_words() -> None:
         assert messages[key]["name"] == command.name
         assert ("op_id" in messages[key]["payload"]["properties"]) is command.mutates
         assert ("Takes no `op_id`" in messages[key].get("description", "")) is not command.mutates
-        assert operation["reply"]["messages"] == [{"$ref": f"#/channels/root/messages/{key}.ack"}]
+        channel = {"/": "root", "/files": "files"}[command.namespaces[0]]
+        assert operation["reply"]["messages"] == [{"$ref": f"#/channels/{channel}/messages/{key}.ack"}]
+        for namespace, channel in (("/", "root"), ("/files", "files")):
+            assert (key in ASYNCAPI["channels"][channel]["messages"]) is (namespace in command.namespaces)
 
 
 def test_every_event_a_command_emits_is_there_and_so_are_the_notices() -> None:

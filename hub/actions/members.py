@@ -23,7 +23,8 @@ async def authorize(ctx: Context, call_id: UUID, permission: Permission | None) 
     """The actor in that call, allowed to do that. `permission` None: anybody who is, was, or owns.
 
     A socket acts for the participant it is in the room as and for nobody else: without one the member has no
-    participant, also where another device of theirs is in. REST acts for whichever device is in.
+    participant, also where another device of theirs is in. REST, and sockets on `/files`, which are in no room, act for
+    whichever device is in.
 
     Raises NotFound (a foreign call, a missing one, and one that the actor has no part in are the same), Banned,
     CallEnded, NotInRoom or Forbidden.
@@ -45,7 +46,7 @@ async def authorize(ctx: Context, call_id: UUID, permission: Permission | None) 
             # They may come again (`room:join`), and have no part in it until then.
             raise errors.NotInRoom()
     member = as_member(actor, call, person)
-    if ctx.session is not None and (person is None or person.id != ctx.session.rooms.get(call_id)):
+    if ctx.attending is not None and (person is None or person.id != ctx.attending.rooms.get(call_id)):
         member = msgspec.structs.replace(member, participant=None)
     if permission is not None:
         if not heads(actor, call):
@@ -131,7 +132,7 @@ def demand(member: Member, permission: Permission) -> None:
 
 def _own(ctx: Context, call_id: UUID, mine: Sequence[Participant]) -> Participant | None:
     """Which of somebody's devices asks: the session's own, the one that is named, the one that is in."""
-    here = ctx.session.rooms.get(call_id) if ctx.session else None
+    here = ctx.attending.rooms.get(call_id) if ctx.attending else None
     identity = identity_of(ctx.actor.user_id, ctx.device_id)
     ranked = sorted(mine, key=lambda each: (each.id == here, each.identity == identity, each.status in IN_CALL))
     return ranked[-1] if ranked else None

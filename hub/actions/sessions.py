@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hub.commands import Commands, Empty, Http, Rate
+from hub.commands import NAMESPACES, Commands, Empty, Http, Rate
 from hub.context import Context
 from hub.protocol import errors
 from hub.protocol.sessions import LimitsAnswer, Me, Ping, Pong, RefreshSession, SessionRefreshed
@@ -11,7 +11,7 @@ commands = Commands()
 
 
 # A kept answer would leave the new session with the old token: so no op_id.
-@commands.add("session:refresh", needs="anyone", rate=Rate(6, per_s=60), mutates=False)
+@commands.add("session:refresh", needs="anyone", rate=Rate(6, per_s=60), namespaces=NAMESPACES, mutates=False)
 async def refresh(ctx: Context, message: RefreshSession) -> SessionRefreshed:
     """Go on under a fresh token of the same person."""
     if ctx.session is None:
@@ -25,7 +25,7 @@ async def refresh(ctx: Context, message: RefreshSession) -> SessionRefreshed:
     return SessionRefreshed(actor.expires_at)
 
 
-@commands.add("session:ping", needs="anyone", mutates=False)
+@commands.add("session:ping", needs="anyone", namespaces=NAMESPACES, mutates=False)
 async def ping(ctx: Context, message: Ping) -> Pong:
     """The server's time, and which node answers."""
     return Pong(ctx.now(), ctx.hub.node_id)

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from hub import protocol
-from hub.commands import Command, Commands, Event
+from hub.commands import APPS, FILES, Command, Commands, Event
 from hub.contract.parts import (
     JsonObject,
     components_of,
@@ -44,6 +44,24 @@ def _protocol_events() -> Iterator[type[Event]]:
                 yield value
 
 
+# Namespace → key, title, description.
+_CHANNELS: Final = {
+    APPS: (
+        "root",
+        "The namespace of apps",
+        "One object is the payload of every event, one object acknowledges every command.",
+    ),
+    FILES: (
+        "files",
+        "The namespace of chunk frames",
+        "On a connection of its own, so that nothing else waits behind a file: with stock clients `forceNew`. Bytes "
+        "travel as attachments (JSON) or inside the packet (MessagePack).",
+    ),
+}
+# What the server says of the session itself, whatever its namespace.
+_OF_EVERY_SOCKET: Final = frozenset(
+    ("session:ready", "session:expiring", "session:closing", "server:draining", "server:degraded")
+)
 # Found when this file is read, not when a node serves: it lists a directory.
 _EVENTS: Final = tuple(_protocol_events())
 
@@ -71,6 +89,7 @@ def asyncapi(commands: Commands, events: Iterable[type[Event]] = ()) -> JsonObje
             "summary": messages[key]["summary"],
             "messages": [{"$ref": f"#/channels/root/messages/{key}"}],
         }
+    heard = {namespace: [*_keys_in(namespace, spoken), *_told_in(namespace, told)] for namespace in _CHANNELS}
     return {
         "asyncapi": "3.0.0",
         "info": info_of("Socket door"),
@@ -86,12 +105,13 @@ def asyncapi(commands: Commands, events: Iterable[type[Event]] = ()) -> JsonObje
             }
         },
         "channels": {
-            "root": {
-                "address": "/",
-                "title": "The namespace of apps",
-                "description": "One object is the payload of every event, one object acknowledges every command.",
-                "messages": {key: {"$ref": f"#/components/messages/{key}"} for key in messages},
+            channel: {
+                "address": namespace,
+                "title": title,
+                "description": description,
+                "messages": {key: {"$ref": f"#/components/messages/{key}"} for key in heard[namespace]},
             }
+            for namespace, (channel, title, description) in _CHANNELS.items()
         },
         "operations": operations,
         "components": {
@@ -108,6 +128,22 @@ def asyncapi(commands: Commands, events: Iterable[type[Event]] = ()) -> JsonObje
         },
         "x-errors": error_table(),
     }
+
+
+def _keys_in(namespace: str, spoken: Iterable[Command]) -> Iterator[str]:
+    for command in spoken:
+        if namespace in command.namespaces:
+            yield from (key_of(command.name), f"{key_of(command.name)}.ack")
+
+
+def _told_in(namespace: str, told: Iterable[type[Event]]) -> Iterator[str]:
+    for event in told:
+        if namespace == APPS or event.name in _OF_EVERY_SOCKET:
+            yield f"on.{key_of(event.name)}"
+
+
+def _channel_of(command: Command) -> str:
+    return _CHANNELS[command.namespaces[0]][0]
 
 
 _NO_OP_ID = "Takes no `op_id`, and ignores one that is sent: saying it again does no harm, and is answered anew."
@@ -158,17 +194,14 @@ def _ack_message(command: Command, schemas: JsonObject) -> JsonObject:
 
 
 def _command_operation(command: Command) -> JsonObject:
-    key = key_of(command.name)
+    key, channel = key_of(command.name), f"#/channels/{_channel_of(command)}"
     return {
         "action": "receive",
-        "channel": {"$ref": "#/channels/root"},
+        "channel": {"$ref": channel},
         "summary": first_line(command.summary),
         "description": described(command),
-        "messages": [{"$ref": f"#/channels/root/messages/{key}"}],
-        "reply": {
-            "channel": {"$ref": "#/channels/root"},
-            "messages": [{"$ref": f"#/channels/root/messages/{key}.ack"}],
-        },
+        "messages": [{"$ref": f"{channel}/messages/{key}"}],
+        "reply": {"channel": {"$ref": channel}, "messages": [{"$ref": f"{channel}/messages/{key}.ack"}]},
         "x-needs": command.needs,
         "x-rate": rate_of(command),
         "x-emits": sorted(event.name for event in command.emits),

@@ -74,6 +74,9 @@ class Socket:
         if self.joined.pop(call_id, None) is not None:
             await self.hub.roster.leave(call_id, self.id)
 
+    async def drained(self) -> None:
+        pass
+
     def refresh(self, actor: Actor) -> None:
         self.actor = actor
 

@@ -15,7 +15,7 @@ import msgspec
 from aiohttp import web
 
 from hub.cluster import Cluster, Direct
-from hub.commands import Commands, Empty, Event, Rate
+from hub.commands import FILES, NAMESPACES, Commands, Empty, Event, Rate
 from hub.context import Actor, Context, Hub, Position, RosterEntry, Rules
 from hub.dispatch import Dispatcher
 from hub.protocol import errors
@@ -117,6 +117,20 @@ async def crash(ctx: Context, message: Empty) -> Empty:
 async def take_bytes(ctx: Context, message: Bytes) -> Size:
     """Take bytes."""
     return Size(len(message.data))
+
+
+@commands.add("test:take", needs="anyone", rate=FAST, namespaces=(FILES,), mutates=False)
+async def take_chunk(ctx: Context, message: Bytes) -> Bytes:
+    """Take bytes and give them back, once the client has read what it was given before."""
+    assert ctx.session is not None
+    await ctx.session.drained()
+    return message
+
+
+@commands.add("test:who", needs="anyone", rate=FAST, namespaces=NAMESPACES, mutates=False)
+async def who(ctx: Context, message: Empty) -> Echo:
+    """Where it was asked."""
+    return Echo(ctx.namespace)
 
 
 @commands.add("test:unencodable", needs="anyone", rate=FAST, mutates=False)

@@ -40,6 +40,8 @@ class Codec(Protocol):
     """One serializer. What it returns are complete WebSocket frames."""
 
     name: str
+    # Of what it encodes; what it decodes says its own.
+    namespace: str
 
     def decode(self, data: bytes) -> Packet:
         """Raises Malformed."""
@@ -54,6 +56,10 @@ class Codec(Protocol):
         ...
 
     def ack(self, number: int, payload: Any) -> bytes: ...
+    def binary_ack(self, number: int, payload: Any) -> tuple[bytes, int]:
+        """An ack whose payload holds bytes; as how many frames."""
+        ...
+
     def packet(self, whole: packet.Packet) -> bytes:
         """One of python-socketio's own packets."""
         ...
@@ -62,9 +68,11 @@ class Codec(Protocol):
 class Json:
     name = "json"
 
-    def __init__(self, nesting: int = 32, attachments: int = 4) -> None:
+    def __init__(self, nesting: int = 32, attachments: int = 4, namespace: str = "/") -> None:
         self._nesting = nesting
         self._attachments = attachments
+        self.namespace = namespace
+        self._where = _where(namespace)
 
     def decode(self, data: bytes) -> Packet:
         """`data` as it follows Engine.IO's `4`."""
@@ -114,23 +122,28 @@ class Json:
             return None
 
     def connect(self, sid: str) -> bytes:
-        return frames.text(b"40" + _encode_json({"sid": sid}))
+        return frames.text(b"40" + self._where + _encode_json({"sid": sid}))
 
     def connect_error(self, message: str, data: Any, namespace: str = "/") -> bytes:
-        where = b"" if namespace == "/" else namespace.encode() + b","
-        return frames.text(b"44" + where + _encode_json({"message": message, "data": data}))
+        return frames.text(b"44" + _where(namespace) + _encode_json({"message": message, "data": data}))
 
     def disconnect(self) -> bytes:
-        return _JSON_DISCONNECT
+        return frames.text(b"41" + self._where)
 
     def event(self, name: str, payload: Any) -> bytes:
         return self.event_json(name, _encode_json(payload))
 
     def event_json(self, name: str, body: bytes) -> bytes:
-        return frames.text(b'42["%b",%b]' % (name.encode(), body))
+        return frames.text(b'42%b["%b",%b]' % (self._where, name.encode(), body))
 
     def ack(self, number: int, payload: Any) -> bytes:
-        return frames.text(b"43%d[%b]" % (number, _encode_json(payload)))
+        return frames.text(b"43%b%d[%b]" % (self._where, number, _encode_json(payload)))
+
+    def binary_ack(self, number: int, payload: Any) -> tuple[bytes, int]:
+        attachments: list[bytes] = []
+        body = _encode_json(_detached(_plain(payload), attachments))
+        head = frames.text(b"46%d-%b%d[%b]" % (len(attachments), self._where, number, body))
+        return b"".join((head, *map(frames.binary, attachments))), 1 + len(attachments)
 
     def packet(self, whole: packet.Packet) -> bytes:
         encoded = whole.encode()
@@ -138,7 +151,21 @@ class Json:
         return frames.text(b"4" + head.encode()) + b"".join(frames.binary(one) for one in attachments)
 
 
-_JSON_DISCONNECT = frames.text(b"41")
+def _where(namespace: str) -> bytes:
+    return b"" if namespace == "/" else namespace.encode() + b","
+
+
+def _detached(value: Any, attachments: list[bytes]) -> Any:
+    """`value` with a placeholder for each of its bytes, which go to `attachments`."""
+    match value:
+        case bytes() | bytearray() | memoryview():
+            attachments.append(bytes(value))
+            return {"_placeholder": True, "num": len(attachments) - 1}
+        case dict():
+            return {key: _detached(item, attachments) for key, item in value.items()}
+        case list():
+            return [_detached(item, attachments) for item in value]
+    return value
 
 
 class _Wire(msgspec.Struct):
@@ -166,8 +193,9 @@ def _extension(code: int, data: memoryview) -> Any:
 class Msgpack:
     name = "msgpack"
 
-    def __init__(self, nesting: int = 32) -> None:
+    def __init__(self, nesting: int = 32, namespace: str = "/") -> None:
         self._nesting = nesting
+        self.namespace = namespace
         self._decoder = msgspec.msgpack.Decoder(_Wire, ext_hook=_extension)
         self._encode = msgspec.msgpack.Encoder().encode
 
@@ -181,8 +209,8 @@ class Msgpack:
         foreign = gate.nesting(wire.data, self._nesting + 1)
         return Packet(wire.type, wire.nsp.partition("?")[0], wire.id, wire.data, foreign=foreign)
 
-    def _frame(self, kind: int, data: Any, namespace: str = "/", number: int | None = None) -> bytes:
-        wire = {"type": kind, "data": data, "nsp": namespace}
+    def _frame(self, kind: int, data: Any, namespace: str | None = None, number: int | None = None) -> bytes:
+        wire = {"type": kind, "data": data, "nsp": namespace or self.namespace}
         if number is not None:
             wire["id"] = number
         return frames.binary(self._encode(wire))
@@ -195,7 +223,7 @@ class Msgpack:
 
     def disconnect(self) -> bytes:
         # Without `data`: the stock parser takes null for an invalid payload.
-        return frames.binary(self._encode({"type": DISCONNECT, "nsp": "/"}))
+        return frames.binary(self._encode({"type": DISCONNECT, "nsp": self.namespace}))
 
     def event(self, name: str, payload: Any) -> bytes:
         return self._frame(EVENT, [name, _plain(payload)])
@@ -205,6 +233,9 @@ class Msgpack:
 
     def ack(self, number: int, payload: Any) -> bytes:
         return self._frame(ACK, [_plain(payload)], number=number)
+
+    def binary_ack(self, number: int, payload: Any) -> tuple[bytes, int]:
+        return self.ack(number, payload), 1
 
     def packet(self, whole: packet.Packet) -> bytes:
         kind = {BINARY_EVENT: EVENT, BINARY_ACK: ACK}.get(whole.packet_type, whole.packet_type)

@@ -23,7 +23,7 @@ from aiohttp import hdrs, web
 from msgspec import UNSET, UnsetType
 
 from hub import metrics
-from hub.commands import Event
+from hub.commands import APPS, Event
 from hub.context import Hub, Position, RosterEntry
 from hub.dispatch import Dispatcher
 from hub.protocol import errors
@@ -396,7 +396,8 @@ class Edge:
         if self._register_of_all is not None:
             self._register_of_all.closed(session)
         self._admission.leave(session.user)
-        self._audience.remove(session)
+        if session.namespace == APPS:
+            self._audience.remove(session)
         self.attendance.lost(session, interrupt=not self.draining or self._staying)
 
     # What keeps a drain waiting
@@ -421,6 +422,13 @@ class Edge:
 
     async def _enter(self, session: Session, since: Position | None) -> None:
         """First the ear for what is said to the user, then the news that it is in: so nothing falls between."""
+        if session.namespace != APPS:
+            # It hears what it is answered, and nothing else.
+            if session.socket.open:
+                self._welcome(session, None, None)
+            else:
+                self._admission.leave(session.user)
+            return
         await self._audience.expect(session.user)
         missed = await self._missed(session, since) if since is not None else None
         if session.socket.open:
@@ -441,13 +449,14 @@ class Edge:
         socket.settled()
         socket.session = session
         self._sessions[session.id] = session
-        self._audience.add(session)
+        if session.namespace == APPS:
+            self._audience.add(session)
         if self._register_of_all is not None:
             self._register_of_all.opened(session)
         SESSIONS.inc()
         CONNECTS.labels("ok").inc()
         session.watch_expiry()
-        sid = self.server.manager.connect(socket.sid, "/")
+        sid = self.server.manager.connect(socket.sid, session.namespace)
         codec = socket.codec
         recovered = missed is not None if since is not None else UNSET
         ready = codec.event(SessionReady.name, self._ready(session, recovered))

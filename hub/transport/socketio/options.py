@@ -26,6 +26,9 @@ class EdgeOptions(msgspec.Struct, frozen=True, kw_only=True):
     event_bytes: int = 65_536
     nesting: int = 32
     attachments: int = 4
+    # On `/files`: one chunk of 256 KiB with what stands around it.
+    frame_bytes: int = 262_144 + 4_096
+    frames_per_s: int = 5_000
     events_per_s: int = 50
     events_burst: int = 100
     ping_ticks: int = 15
@@ -43,6 +46,8 @@ class EdgeOptions(msgspec.Struct, frozen=True, kw_only=True):
             "event_bytes": self.event_bytes,
             "event_nesting": self.nesting,
             "event_attachments": self.attachments,
+            "file_frame_bytes": self.frame_bytes,
+            "file_frames_per_s": self.frames_per_s,
             "events_per_s": self.events_per_s,
             "events_burst": self.events_burst,
             "connections_per_user": self.max_connections_per_user,

@@ -11,6 +11,7 @@ import msgspec
 import structlog
 
 from hub import eager, metrics
+from hub.commands import FILES, NAMESPACES
 from hub.context import Actor, Context, Hub, Position
 from hub.dispatch import Ack, Dispatcher
 from hub.protocol import errors
@@ -18,7 +19,7 @@ from hub.protocol.errors import FieldError, HubError
 from hub.transport.socketio import codec as codecs
 from hub.transport.socketio import frames, gate, handshake
 from hub.transport.socketio.admission import Admission
-from hub.transport.socketio.codec import Json, Msgpack, Packet
+from hub.transport.socketio.codec import Codec, Json, Msgpack, Packet
 from hub.transport.socketio.gate import Malformed
 from hub.transport.socketio.options import EdgeOptions
 from hub.transport.socketio.session import Session, SessionHome
@@ -62,9 +63,14 @@ class Packets:
         self._spawn = spawn
         self.json = Json(options.nesting, options.attachments)
         self.msgpack = Msgpack(options.nesting)
+        self._in_files: dict[Codec, Codec] = {
+            self.json: Json(options.nesting, options.attachments, FILES),
+            self.msgpack: Msgpack(options.nesting, FILES),
+        }
         # A name that stands here can be no reserved one.
         self._commands = frozenset(command.name for command in dispatcher.commands)
         self._takes_bytes = frozenset(command.name for command in dispatcher.commands if _has_bytes(command.message))
+        self._gives_bytes = frozenset(command.name for command in dispatcher.commands if _has_bytes(command.answer))
 
     def ping(self, socket: Socket, data: bytes) -> None:
         if self.in_time(socket, None):
@@ -77,7 +83,7 @@ class Packets:
                 self._event(socket, *event, len(data))
                 return
         kind = data[:1]
-        if kind == b"4" and socket.codec is self.json:
+        if kind == b"4" and socket.codec.name == Json.name:
             self._packet(socket, self.json.decode(data[1:]), len(data))
         elif data == b"1":
             socket.close(frames.NORMAL)
@@ -85,7 +91,7 @@ class Packets:
             raise Malformed("not an Engine.IO packet for a WebSocket")
 
     def binary(self, socket: Socket, data: bytes) -> None:
-        if socket.codec is self.msgpack:
+        if socket.codec.name == Msgpack.name:
             self._packet(socket, self.msgpack.decode(data), len(data))
             return
         whole = socket.attach(data)
@@ -103,12 +109,12 @@ class Packets:
                 self._event_packet(socket, packet, size)
             case codecs.CONNECT:
                 self._connect(socket, packet)
-            case codecs.BINARY_EVENT if socket.session is not None and packet.namespace == "/":
+            case codecs.BINARY_EVENT if socket.session is not None and packet.namespace == socket.session.namespace:
                 socket.partial = packet
             case codecs.ACK:
                 # Nobody asked.
                 self.in_time(socket, None)
-            case codecs.DISCONNECT if packet.namespace == "/":
+            case codecs.DISCONNECT if packet.namespace == socket.codec.namespace:
                 if socket.session is not None:
                     socket.session.goodbye = True
                 socket.close(frames.NORMAL)
@@ -141,7 +147,7 @@ class Packets:
     # Entering
 
     def _connect(self, socket: Socket, packet: Packet) -> None:
-        if socket.session is not None and packet.namespace == "/":
+        if socket.session is not None and packet.namespace == socket.session.namespace:
             raise Malformed("connected already")
         socket.attempts += 1
         if socket.attempts > _ATTEMPTS:
@@ -150,8 +156,10 @@ class Packets:
 
     async def _admit(self, socket: Socket, packet: Packet) -> None:
         try:
-            if packet.namespace != "/":
+            if packet.namespace not in NAMESPACES:
                 raise errors.NamespaceForbidden()
+            if socket.session is not None:
+                raise errors.NamespaceForbidden("each namespace on a connection of its own: connect with forceNew")
             auth = handshake.auth(packet.data)
             actor = await self._verify(socket, auth.token)
             if not socket.open:
@@ -173,7 +181,10 @@ class Packets:
             client=auth.client,
             device_id=auth.device_id,
             locale=auth.locale,
+            namespace=packet.namespace,
         )
+        if packet.namespace == FILES:
+            socket.widen(self._in_files[socket.codec], self._options.frame_bytes)
         await self._enter(session, auth.user_since)
 
     async def _verify(self, socket: Socket, token: str) -> Actor:
@@ -186,7 +197,7 @@ class Packets:
     # Commands
 
     def _event_packet(self, socket: Socket, packet: Packet, size: int) -> None:
-        if packet.namespace != "/":
+        if packet.namespace != socket.codec.namespace:
             raise Malformed("an event before CONNECT")
         name, payload = gate.event(packet.data)
         self._event(socket, packet.id, name, payload, size, foreign=packet.foreign)
@@ -207,37 +218,43 @@ class Packets:
             session,
             session.device_id,
             client=session.client,
+            namespace=session.namespace,
         )
-        if size > self._options.event_bytes or foreign:
-            refusal = self._unacceptable(name, size, foreign)
+        if size > socket.most or foreign:
+            refusal = self._unacceptable(name, size, foreign, socket.most)
             if refusal is not None:
                 self._answer(session, number, Ack(ok=False, error=refusal.problem(ctx.request_id)))
                 return
         self._run(socket, self._command(session, number, ctx, name, payload))
 
     async def _command(self, session: Session, number: int | None, ctx: Context, name: str, payload: Any) -> None:
-        self._answer(session, number, await self._dispatcher.ack(ctx, name, payload))
+        ack = await self._dispatcher.ack(ctx, name, payload)
+        self._answer(session, number, ack, holds_bytes=ack.ok and name in self._gives_bytes)
 
-    def _unacceptable(self, name: str, size: int, foreign: bool) -> HubError | None:
-        if size > self._options.event_bytes:
-            return errors.PayloadTooLarge(f"an event may have {self._options.event_bytes} bytes")
+    def _unacceptable(self, name: str, size: int, foreign: bool, most: int) -> HubError | None:
+        if size > most:
+            return errors.PayloadTooLarge(f"an event may have {most} bytes")
         if foreign and name not in self._takes_bytes:
             text = "binary data has no place in this command"
             return errors.ValidationFailed(text, errors=[FieldError("", text)])
         return None
 
-    def _answer(self, session: Session, number: int | None, ack: Ack) -> None:
+    def _answer(self, session: Session, number: int | None, ack: Ack, *, holds_bytes: bool = False) -> None:
         """The ack, then what was held back for it."""
         socket = session.socket
         if number is not None:
+            count = 1
             try:
-                frame = socket.codec.ack(number, ack)
+                if holds_bytes:
+                    frame, count = socket.codec.binary_ack(number, ack)
+                else:
+                    frame = socket.codec.ack(number, ack)
             except Exception:
                 # The answer of a command that this serializer cannot write; whatever the reason, the socket lives.
                 log.exception("ack_not_encoded")
                 ack = Ack(ok=False, error=errors.Internal().problem())
                 frame = socket.codec.ack(number, ack)
-            socket.write(frame)
+            socket.write(frame, count)
         if session.entered:
             self._home.answered(session, ack.ok)
 
@@ -261,7 +278,8 @@ class Packets:
 def _has_bytes(message: type[Any]) -> bool:
     """A field of the message, at its top level, may hold bytes."""
     information = msgspec.inspect.type_info(message)
-    assert isinstance(information, msgspec.inspect.StructType)
+    if not isinstance(information, msgspec.inspect.StructType):
+        return False
     return any(_may_be_bytes(field.type) for field in information.fields)
 
 

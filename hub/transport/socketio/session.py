@@ -12,7 +12,7 @@ from uuid import UUID
 
 from msgspec import UNSET
 
-from hub.commands import Event
+from hub.commands import APPS, Event
 from hub.context import Actor, Position
 from hub.protocol.notices import SessionClosing, SessionExpiring
 from hub.state.bucket import Bucket
@@ -49,6 +49,7 @@ class Session:
         "id",
         "joined",
         "locale",
+        "namespace",
         "number",
         "socket",
     )
@@ -64,6 +65,7 @@ class Session:
         client: str,
         device_id: str | None,
         locale: str | None,
+        namespace: str = APPS,
     ) -> None:
         self.id = secrets.token_urlsafe(15)
         self.socket = socket
@@ -71,6 +73,7 @@ class Session:
         self.client = client
         self.device_id = device_id
         self.locale = locale
+        self.namespace = namespace
         self.connected_at = clock()
         self.joined: dict[UUID, UUID] = {}
         # Rooms entered by the command that is running; true where it was not in them before.
@@ -78,7 +81,11 @@ class Session:
         # Ended on purpose, by either side, and not to be taken up again.
         self.goodbye = False
         self.number = 0
-        self.bucket = Bucket(options.events_burst, options.events_burst / options.events_per_s)
+        # What a client may send in frames its window says; the bucket is for those who do not care.
+        burst, per_s = options.events_burst, options.events_per_s
+        if namespace != APPS:
+            burst, per_s = options.frames_per_s, options.frames_per_s
+        self.bucket = Bucket(burst, burst / per_s)
         self.flood = Flood(options.events_burst)
         self._home = home
         self._clock = clock
@@ -102,6 +109,11 @@ class Session:
 
     async def exit(self, call_id: UUID) -> None:
         await self._home.exit(self, call_id)
+
+    async def drained(self) -> None:
+        """Until the client has read most of what it was sent."""
+        if self.socket.clogged is not None:
+            await self.socket.clogged
 
     def refresh(self, actor: Actor) -> None:
         """Go on under a new token. The caller has checked that it is the same user."""

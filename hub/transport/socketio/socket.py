@@ -78,8 +78,10 @@ class Socket(asyncio.Protocol):
         "alive",
         "attempts",
         "busy",
+        "clogged",
         "codec",
         "lost",
+        "most",
         "partial",
         "parts",
         "queued",
@@ -111,6 +113,10 @@ class Socket(asyncio.Protocol):
         self.session: Session | None = None
         # Something was heard since the last ping.
         self.alive = True
+        # Bytes an event may have.
+        self.most = options.event_bytes
+        # There while the client does not read: done once it has.
+        self.clogged: asyncio.Future[None] | None = None
         # A command is waiting for something: frames behind it wait, the pong among them.
         self.busy = False
         self.lost = False
@@ -145,6 +151,7 @@ class Socket(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
+        self.resume_writing()
         self.settled()
         if self.open:
             self._end()
@@ -176,6 +183,16 @@ class Socket(asyncio.Protocol):
             self._wire.close()
         elif self.open and opcode != frames.PONG:
             self._home.heard(self, opcode, data)
+
+    # What asyncio calls of its writing
+
+    def pause_writing(self) -> None:
+        self.clogged = asyncio.get_running_loop().create_future()
+
+    def resume_writing(self) -> None:
+        if self.clogged is not None and not self.clogged.done():
+            self.clogged.set_result(None)
+        self.clogged = None
 
     # What is due to it
 
@@ -228,13 +245,18 @@ class Socket(asyncio.Protocol):
             self._end()
         wire.abort()
 
+    def widen(self, codec: Codec, most: int) -> None:
+        """It speaks in another namespace from here on, where events may have `most` bytes."""
+        self.codec, self.most = codec, most
+        self._reader.widen(most + self._options.event_bytes)
+
     def attach(self, part: bytes) -> tuple[Packet, tuple[bytes, ...]] | None:
         """One attachment of `partial`. The packet and all its parts once the last has come."""
         packet = self.partial
         if packet is None:
             raise Malformed("an attachment of nothing")
         parts = self.parts = (*self.parts, part)
-        if sum(map(len, parts)) > self._options.event_bytes:
+        if sum(map(len, parts)) > self.most:
             raise Malformed("attachments over the limit")
         if len(parts) < packet.attachments:
             return None

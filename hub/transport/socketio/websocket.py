@@ -59,6 +59,10 @@ class Reader:
         self._opcode = 0
         self._parts: bytearray | None = None
 
+    def widen(self, limit: int) -> None:
+        """Take longer messages from here on."""
+        self._limit = limit
+
     def feed(self, data: bytes) -> None:
         if not self.held:
             self._chunk, self._at = data, 0
