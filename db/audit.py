@@ -1,4 +1,8 @@
-"""SQL about the audit log: who did what to whom, when and why. Rows are added and never changed."""
+"""SQL about the audit log: who did what to whom, when and why. Rows are added and never changed.
+
+Every act of moderation, access and administration is a row of it. As the act commits, the row is sealed into the
+tenant's hash chain (db/audit_chain.py).
+"""
 
 from __future__ import annotations
 
@@ -39,7 +43,14 @@ async def add(
     reason: str | None = None,
     details: Mapping[str, Any] | None = None,
 ) -> None:
-    """In the transaction of the act itself: either both are there or neither."""
+    """Write an act down, in the transaction of the act itself: either both are there or neither.
+
+    `actor`: the user id of whoever did it. `action`: as the command is called (`participant:kick`), at most 100
+    characters. `target_type` and `target_id`: what it was done to (`participant`, `user`, `call`, `link`, `ticket` …,
+    and its id as text). `reason`: what the actor said, cut at 500 characters. `details`: what else an auditor asks for,
+    as a small JSON object: the `call_id`, the value before and after; no secrets, no tokens, no passwords.
+    Costs one statement; acts of one tenant wait for each other only while they commit.
+    """
     await tx.execute(ADD, actor, action, target_type, target_id, reason, dict(details or {}))
 
 

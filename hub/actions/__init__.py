@@ -1,10 +1,23 @@
 """Use cases by noun. Each module declares its commands in a table of its own; here they become one."""
 
-from hub.actions import admin, data, entering, hands, media, muting, nodes, participants, presence, rooms, sessions
+from hub.actions import (
+    admin,
+    auditing,
+    data,
+    entering,
+    hands,
+    media,
+    muting,
+    nodes,
+    participants,
+    presence,
+    rooms,
+    sessions,
+)
 from hub.commands import Commands
 
 
 def all_commands() -> Commands:
     """Every command there is. Raises ValueError for a name or a route that is there twice."""
-    parts = (sessions, rooms, entering, participants, muting, hands, media, data, presence, nodes, admin)
+    parts = (sessions, rooms, entering, participants, muting, hands, media, data, presence, nodes, admin, auditing)
     return Commands().merge(*(part.commands for part in parts))

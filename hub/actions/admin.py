@@ -16,15 +16,12 @@ from hub.commands import Commands, Empty, Http, Rate
 from hub.context import Context
 from hub.protocol import errors
 from hub.protocol.admin import (
-    AuditEntry,
-    AuditPage,
     CloseSession,
     ConfigAnswer,
     EndAnyRoom,
     InboxEntry,
     InboxPage,
     ListAllRooms,
-    ListAudit,
     ListInbox,
     ListSessions,
     Overview,
@@ -178,39 +175,6 @@ async def retry_inbox(ctx: Context, message: RetryInbox) -> Empty:
         )
         await ctx.keep(tx, Empty())
     return Empty()
-
-
-@commands.add("admin:audit", needs="admin", http=Http("GET", "/admin/audit"), socket=False, mutates=False)
-async def audit(ctx: Context, message: ListAudit) -> AuditPage:
-    """Who did what to whom, newest first."""
-    place = pages.place(message.cursor)
-    if place is not None and not (place.id.isdecimal() and int(place.id) < 2**63):
-        raise errors.InvalidCursor()
-    async with ctx.transaction() as tx:
-        found = await audit_log.page(
-            tx,
-            before_id=int(place.id) if place else None,
-            actor=message.actor,
-            target_id=message.target_id,
-            limit=message.limit + 1,
-        )
-    items, more = found[: message.limit], len(found) > message.limit
-    return AuditPage(
-        items=[
-            AuditEntry(
-                id=str(each.id),
-                at=each.at,
-                actor=each.actor,
-                action=each.action,
-                target_type=each.target_type,
-                target_id=each.target_id,
-                reason=each.reason,
-                details=each.details,
-            )
-            for each in items
-        ],
-        next_cursor=pages.cursor(items[-1].at, items[-1].id) if more else None,
-    )
 
 
 @commands.add("admin:config", needs="operator", http=Http("GET", "/admin/config"), socket=False, mutates=False)

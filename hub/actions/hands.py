@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from db import calls, participants
+from db import audit, calls, participants
 from db.pool import Transaction
 from hub.actions import members
 from hub.commands import Commands, Rate
@@ -59,6 +59,16 @@ async def lower(ctx: Context, message: LowerHand) -> HandQueue:
         answer = HandQueue(await queue(tx, message.call_id))
         if lowered:
             ctx.due(message.call_id, [HandLowered(lowered, answer.queue)])
+        for each in lowered:
+            if each != own:
+                await audit.add(
+                    tx,
+                    actor=ctx.actor.user_id,
+                    action="hand:lower",
+                    target_type="participant",
+                    target_id=str(each),
+                    details={"call_id": str(message.call_id)},
+                )
         await ctx.keep(tx, answer)
     return answer
 

@@ -208,6 +208,7 @@ async def update(ctx: Context, message: UpdateRoom) -> RoomAnswer:
         settled = await rights.withdraw(tx, after.id, people, ctx.now(), grace_of(ctx.hub.rules))
         answer = RoomAnswer(call_view(after))
         if after.version != before.version:
+            await _note_change(ctx, tx, before, after)
             ctx.due(after.id, [RoomUpdated(answer.call)])
         if settled is not None:
             ctx.due(after.id, settled.events)
@@ -219,6 +220,26 @@ async def update(ctx: Context, message: UpdateRoom) -> RoomAnswer:
     if switched:
         await regrant_all(ctx, after, people)
     return answer
+
+
+# What lets people in or takes rights away. The metadata is the app's own.
+_ACCESS = (
+    *("name", "locked", "lobby_enabled", "chat_enabled", "file_sharing_enabled", "screen_sharing_enabled"),
+    "recording_enabled",
+)
+
+
+async def _note_change(ctx: Context, tx: Transaction, before: Call, after: Call) -> None:
+    was = {name: getattr(before, name) for name in _ACCESS if getattr(before, name) != getattr(after, name)}
+    if was:
+        await audit.add(
+            tx,
+            actor=ctx.actor.user_id,
+            action="room:update",
+            target_type="call",
+            target_id=str(after.id),
+            details={"was": was, "now": {name: getattr(after, name) for name in was}},
+        )
 
 
 async def _tell_media(ctx: Context, call: Call) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
+from uuid import UUID
 
 import msgspec
 from msgspec import Meta
@@ -153,6 +154,46 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 class AuditPage(msgspec.Struct, frozen=True):
     items: list[AuditEntry]
+    next_cursor: str | None
+
+
+class ExportAudit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    limit: Limit = 100
+    cursor: Cursor | None = None
+
+
+class AuditLink(msgspec.Struct, frozen=True, kw_only=True):
+    """An entry as it is sealed into the tenant's chain, with all that its hash is made of.
+
+    `hash` is the SHA-256 of the 32 bytes of `prev_hash` and the fields `seq`, `id`, `tenant_id`, the microseconds of
+    `at` since 1970, `actor`, `action`, `target_type`, `target_id`, `reason`, `details_json`: each as its length in
+    bytes, a colon and its UTF-8 text, `-` for null, with commas between.
+    """
+
+    seq: Annotated[int, Meta(description="1, 2, 3 … without a hole, in the order of the commits.")]
+    id: str
+    tenant_id: UUID
+    at: datetime
+    actor: str
+    action: str
+    target_type: str
+    target_id: str | None
+    reason: str | None
+    details_json: Annotated[str, Meta(description="The details as the JSON text that was hashed.")]
+    prev_hash: Annotated[str, Meta(description="Of the link before, in hex; zeros before the first.")]
+    hash: Annotated[str, Meta(description="In hex.")]
+
+
+class AuditHead(msgspec.Struct, frozen=True):
+    """How far the chain goes. Kept elsewhere, it proves later that nothing up to it was cut off."""
+
+    seq: int
+    hash: str
+
+
+class AuditExport(msgspec.Struct, frozen=True):
+    items: list[AuditLink]
+    head: AuditHead
     next_cursor: str | None
 
 

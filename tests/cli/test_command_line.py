@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
+import msgspec
 import pytest
 
+from db.audit_chain import FIRST, Link, digest
 from hub.__main__ import main
+from hub.protocol.admin import AuditLink
 from tests.test_settings import MINIMUM
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +36,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for command in (
         *("serve", "dev", "migrate", "check-config", "config-doc", "token", "doctor"),
-        *("reconcile", "webhook", "spec", "room", "version"),
+        *("reconcile", "webhook", "audit", "spec", "room", "version"),
     ):
         assert command in text
 
@@ -130,3 +136,50 @@ def test_a_body_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.Capt
 def test_config_doc_is_data_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config-doc", "--json"]) == 0
     assert set(MINIMUM) <= {one["name"] for one in json.loads(capsys.readouterr().out)}
+
+
+def test_an_export_of_the_audit_log_is_verified_without_a_database(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """S-247: whoever keeps an export can prove it later; a changed line is named, and one cut off by the noted head."""
+    links: list[AuditLink] = []
+    for seq in range(1, 4):
+        previous = bytes.fromhex(links[-1].hash) if links else FIRST
+        at = datetime(2026, 1, 5, 9, 30, seq, 17, tzinfo=UTC)
+        fields: dict[str, Any] = {
+            "actor": "ada",
+            "action": "room:end",
+            "target_type": "call",
+            "target_id": "ü",
+            "reason": None,
+        }
+        sealed = Link(
+            seq=seq, prev_hash=previous, hash=b"", id=seq + 10, tenant_id=UUID(int=7), at=at, details="{}", **fields
+        )
+        links.append(
+            AuditLink(
+                seq=seq,
+                id=str(sealed.id),
+                tenant_id=sealed.tenant_id,
+                at=at,
+                details_json="{}",
+                prev_hash=previous.hex(),
+                hash=digest(sealed).hex(),
+                **fields,
+            )
+        )
+    file, head = tmp_path / "log.ndjson", f"3:{links[-1].hash}"
+
+    def verified(*kept: AuditLink) -> tuple[int, str | None]:
+        file.write_bytes(b"\n".join(msgspec.json.encode(link) for link in kept))
+        code = main(["audit", "verify", "--file", str(file), "--known", head, "--json"])
+        (found,) = json.loads(capsys.readouterr().out)["tenants"]
+        return code, found["broken"] and found["broken"]["problem"]
+
+    assert verified(*links) == (0, None)
+    assert verified(links[0], msgspec.structs.replace(links[1], actor="eve"), links[2]) == (1, "changed")
+    assert verified(links[0], links[2]) == (1, "link_missing")
+    assert verified(*links[:2]) == (1, "head_wrong")
+    file.write_text("no export")
+    assert main(["audit", "verify", "--file", str(file)]) == 1
+    assert main(["audit", "verify", "--known", "x"]) == 1

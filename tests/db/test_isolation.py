@@ -56,7 +56,7 @@ async def test_another_tenants_rows_can_be_neither_read_nor_changed_nor_made(db:
                     async with tx.transaction():
                         assert (await tx.execute(statement, theirs)).endswith(" 0"), table
                 except asyncpg.InsufficientPrivilegeError:
-                    assert table == "audit_log"
+                    assert table.startswith("audit_")
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
                 async with tx.transaction():
                     await _insert(tx, table, theirs)

@@ -35,7 +35,7 @@ async def hub_command(stage: Stage, *words: str) -> tuple[int, Any]:
 
 
 async def test_an_operator_sees_ends_reconciles_and_checks(stage: Stage) -> None:
-    """S-247, S-103: room list, show and end, reconcile, doctor, migrate against a live hub."""
+    """S-247, S-103: room list, show and end, reconcile, doctor, migrate, audit against a live hub."""
     await stage.node()
     ada = stage.person("ada")
     call = await ada.create(name="To be ended")
@@ -60,6 +60,15 @@ async def test_an_operator_sees_ends_reconciles_and_checks(stage: Stage) -> None
     assert {check["check"] for check in found["checks"]} == {
         *("database", "migrations", "redis", "livekit", "webhook", "clock")
     }
+
+    code, verified = await hub_command(stage, "audit", "verify")
+    (log,) = verified["tenants"]
+    assert (code, log["ok"], log["links"]) == (0, True, 2)
+    await stage.rows("ALTER TABLE audit_log DISABLE TRIGGER USER")
+    await stage.rows("UPDATE audit_log SET reason = 'none' WHERE action = 'room:end'")
+    code, verified = await hub_command(stage, "audit", "verify", "--tenant", log["tenant_id"])
+    broken = verified["tenants"][0]["broken"]
+    assert (code, broken["seq"], broken["problem"]) == (1, 2, "changed")
 
 
 async def test_a_simulated_webhook_does_what_a_real_one_does(stage: Stage) -> None:

@@ -256,6 +256,7 @@ def rest_calls(it: Play) -> dict[str, tuple[str, str, Any]]:
         "admin:inbox": ("GET", "/admin/inbox", None),
         "admin:retry_inbox": ("POST", f"/admin/inbox/{nobody}/retry", {}),
         "admin:audit": ("GET", "/admin/audit", None),
+        "admin:export_audit": ("GET", "/admin/audit/export", None),
         "admin:config": ("GET", "/admin/config", None),
         "admin:reconcile": ("POST", "/admin/reconcile", {"dry_run": True}),
     }

@@ -1,0 +1,89 @@
+"""The audit log as it is filled by what people do, and as admins take it out."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from db.audit_chain import FIRST, Head, Link, check
+from hub.protocol.admin import AuditLink
+from tests.actions.conftest import OTHER_TENANT, TENANT, Node
+
+
+def link_of(sent: AuditLink) -> Link:
+    return Link(
+        seq=sent.seq,
+        prev_hash=bytes.fromhex(sent.prev_hash),
+        hash=bytes.fromhex(sent.hash),
+        id=int(sent.id),
+        tenant_id=sent.tenant_id,
+        at=sent.at,
+        actor=sent.actor,
+        action=sent.action,
+        target_type=sent.target_type,
+        target_id=sent.target_id,
+        reason=sent.reason,
+        details=sent.details_json,
+    )
+
+
+async def test_every_act_of_moderation_is_a_row_with_who_what_whom_and_why(hub: Node) -> None:
+    """S-247: in the order they were done."""
+    ann = hub.person("ann")
+    call_id = await ann.room()
+    room = {"call_id": call_id}
+    host, ben = ann.socket(), hub.person("ben").socket()
+    await host.join(call_id)
+    target = (await ben.join(call_id)).self.participant_id
+    await hub.connects(call_id, "ben")
+    await hub.publishes(call_id, "ben", "microphone")
+    await ben.do("hand:raise", **room)
+    await host.do("hand:lower", participant_id=target, **room)
+    await host.do("participant:mute", participant_id=target, sources=["microphone"], muted=True, **room)
+    await host.do("participant:set_role", participant_id=target, role="viewer", **room)
+    await host.do("room:update", locked=True, features={"chat": False}, **room)
+    # What changes nothing, and what is the app's own, is no act.
+    await host.do("room:update", locked=True, metadata={"a": 1}, **room)
+    await host.do("participant:kick", participant_id=target, reason="shouting", ban_s=60, **room)
+    await host.do("participant:unban", user_id="ben", **room)
+    await host.do("room:end", reason="done", **room)
+    rows = await hub.rows("SELECT actor, action, target_id, reason, details::text FROM audit_log ORDER BY id")
+    who, call = str(target), str(call_id)
+    assert [tuple(row)[:4] for row in rows] == [
+        ("ann", "hand:lower", who, None),
+        ("ann", "participant:mute", who, None),
+        ("ann", "participant:set_role", who, None),
+        ("ann", "room:update", call, None),
+        ("ann", "participant:kick", who, "shouting"),
+        ("ann", "participant:unban", "ben", None),
+        ("ann", "room:end", call, "done"),
+    ]
+    assert rows[3]["details"] == (
+        '{"now": {"locked": true, "chat_enabled": false}, "was": {"locked": false, "chat_enabled": true}}'
+    )
+    assert all(call in row["details"] for row in rows if row["target_id"] != call)
+
+
+async def test_the_whole_log_is_exported_with_a_chain_that_holds(hub: Node) -> None:
+    """S-247: oldest first, page by page, for the tenant's admins alone; taking it out is an act, too."""
+    ann, boss = hub.person("ann"), hub.person("boss", admin=True)
+    for number in range(4):
+        await ann.do("room:end", call_id=await ann.room(), reason=f"ü {number}")
+    await hub.person("eve", tenant=OTHER_TENANT).do(
+        "room:end", call_id=await hub.person("eve", tenant=OTHER_TENANT).room()
+    )
+    cursor, links, pages = None, [], 0
+    while True:
+        page = await boss.do("admin:export_audit", limit=2, **({"cursor": cursor} if cursor else {}))
+        links += [link_of(each) for each in page.items]
+        pages, cursor = pages + 1, page.next_cursor
+        if cursor is None:
+            break
+    assert pages == 3
+    assert [link.seq for link in links] == [1, 2, 3, 4, 5]
+    assert [link.action for link in links] == ["room:end"] * 4 + ["audit:export"]
+    assert {link.tenant_id for link in links} == {TENANT}
+    assert check(Head(0, FIRST), links) == Head(5, bytes.fromhex(page.head.hash))
+    assert links[0].at <= datetime.now(UTC)
+    assert await ann.refused("admin:export_audit") == "forbidden"
+    assert await boss.refused("admin:export_audit", cursor="x") == "invalid_cursor"
+    assert await boss.refused("admin:export_audit", limit=101) == "validation_failed"
