@@ -12,6 +12,7 @@ from uuid import UUID
 import msgspec
 
 from db.pool import Transaction
+from db.tombstones import Tombstone
 
 
 class OpenCall(msgspec.Struct, frozen=True):
@@ -77,3 +78,78 @@ FORGET_RESULTS = "SELECT system_forget_results($1, $2)"
 async def forget_results(tx: Transaction, now: datetime, limit: int) -> int:
     """Delete kept answers whose time is over; how many, at most `limit`."""
     return int(await tx.fetchval(FORGET_RESULTS, now, limit))
+
+
+class ExpiredUpload(msgspec.Struct, frozen=True):
+    tenant_id: UUID
+    uploader_id: str
+    upload_id: UUID
+
+
+class ExpiredFile(msgspec.Struct, frozen=True):
+    tenant_id: UUID
+    uploader_id: str
+    call_id: UUID
+    file_id: UUID
+
+
+class ClaimedFile(msgspec.Struct, frozen=True):
+    tenant_id: UUID
+    uploader_id: str
+    file_id: UUID
+    # How often it was claimed, this time included.
+    attempts: int
+
+
+EXPIRED_UPLOADS = "SELECT tenant_id, uploader_id, upload_id FROM system_expired_uploads($1, $2)"
+
+
+async def expired_uploads(tx: Transaction, now: datetime, limit: int) -> list[ExpiredUpload]:
+    """Uploads that nobody finished in time and nobody is finishing now."""
+    return [ExpiredUpload(*row) for row in await tx.fetch(EXPIRED_UPLOADS, now, limit)]
+
+
+EXPIRED_FILES = "SELECT tenant_id, uploader_id, call_id, file_id FROM system_expired_files($1, $2)"
+
+
+async def expired_files(tx: Transaction, now: datetime, limit: int) -> list[ExpiredFile]:
+    """Files whose time is over."""
+    return [ExpiredFile(*row) for row in await tx.fetch(EXPIRED_FILES, now, limit)]
+
+
+DUE_TOMBSTONES = """
+SELECT tenant_id, tombstone_id, storage_key, preview_storage_key, multipart_id, attempts
+FROM system_due_tombstones($1, $2)
+"""
+
+
+async def due_tombstones(tx: Transaction, now: datetime, limit: int) -> list[Tombstone]:
+    """Bytes to be deleted now."""
+    return [Tombstone(*row) for row in await tx.fetch(DUE_TOMBSTONES, now, limit)]
+
+
+CLAIM_FILES = """
+SELECT tenant_id, uploader_id, file_id, attempts FROM system_claim_files($1, $2, $3 * interval '1 second')
+"""
+
+
+async def claim_files(tx: Transaction, now: datetime, limit: int, lease_s: float) -> list[ClaimedFile]:
+    """Files to be scanned or to get a preview, this caller's alone for `lease_s`."""
+    return [ClaimedFile(*row) for row in await tx.fetch(CLAIM_FILES, now, limit, lease_s)]
+
+
+KNOWN_KEYS = "SELECT storage_key FROM system_known_keys($1)"
+
+
+async def known_keys(tx: Transaction, keys: Iterable[str]) -> frozenset[str]:
+    """Of these keys of the store, those that belong to a file, an upload or a tombstone."""
+    return frozenset(row[0] for row in await tx.fetch(KNOWN_KEYS, list(keys)))
+
+
+PUBLIC_FILE = "SELECT tenant_id, call_id FROM system_public_file($1)"
+
+
+async def public_file(tx: Transaction, file_id: UUID) -> tuple[UUID, UUID] | None:
+    """(tenant_id, call_id) of a file that anybody may have; None for every other id."""
+    row = await tx.fetchrow(PUBLIC_FILE, file_id)
+    return (row[0], row[1]) if row else None

@@ -19,6 +19,10 @@ WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') ORDER 
 """
 # Filled by the inbox's own functions or by LiveKit's facts; their isolation is in the catalog test below.
 _ELSEWHERE = {"livekit_webhook_inbox", "call_room_incarnations", "participant_sessions", "session_tracks"}
+_UPLOAD = """
+INSERT INTO uploads (call_id, uploader_id, source, name, mime_type, size_bytes, access_level, storage_key, expires_at)
+VALUES ($1, 'olga', 'frames', 'f', 'text/plain', 1, 'public', 'a/u', now())
+"""
 
 
 async def _fill(db: Database, tenant: UUID) -> None:
@@ -29,6 +33,7 @@ async def _fill(db: Database, tenant: UUID) -> None:
         await tx.execute(_FILE, call.id, "olga", "a/b", "public")
         await tx.execute(_FILE, call.id, "olga", "a/c", "private")
         await tx.execute("DELETE FROM files WHERE storage_key = 'a/b'")
+        await tx.execute(_UPLOAD, call.id)
         await tx.execute(_METRIC, call.id, person.id, 0.0, 5.0)
         await tx.execute("INSERT INTO contacts (owner_id, contact_user_id) VALUES ('olga', 'bob')")
         await bans.add(tx, call.id, "mallory", banned_by="olga", reason=None, expires_at=None)
@@ -108,7 +113,7 @@ async def test_private_things_are_seen_by_their_owner_only(db: Database) -> None
     await _fill(db, mine)
     for user_id, expected in (("olga", 1), ("bob", 0), (None, 0)):
         async with db.tenant(mine, user_id) as tx:
-            for table in ("contacts", "shareable_links", "files", "command_results"):
+            for table in ("contacts", "shareable_links", "files", "uploads", "command_results"):
                 assert await tx.fetchval(f"SELECT count(*) FROM {table}") == expected, (table, user_id)
 
 

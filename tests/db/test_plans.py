@@ -11,17 +11,19 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from db import audit, bans, calls, inbox, participants, system, users
+from db import audit, bans, calls, files, inbox, participants, system, tombstones, users
 from db.pool import Database, Transaction
 from tests.db.people import NOW
 from tests.db.test_statements import _statements
 
 _TENANT = UUID("00000000-0000-0000-0000-000000000003")
 _CALL = UUID("00000000-0000-0000-0001-000000005353")
+_PERSON = UUID("00000000-0000-0000-0002-000000005353")
+_FILE = UUID("00000000-0000-0000-0003-000000000003")
 _LARGE = {
     *("calls", "call_participants", "files", "shareable_links", "quality_metrics", "contacts", "users", "audit_log"),
     *("command_results", "livekit_webhook_inbox", "call_bans", "call_room_incarnations", "participant_sessions"),
-    "session_tracks",
+    *("session_tracks", "uploads", "file_tombstones", "call_file_usage"),
 }
 # Fifty tenants; 40,000 calls, 80,000 participants and metrics, 10,000 of the rest. Triggers and foreign keys are off
 # while it is poured in: what matters here is the shape.
@@ -49,9 +51,21 @@ INSERT INTO call_participants (id, tenant_id, call_id, user_id, identity, status
 INSERT INTO quality_metrics (tenant_id, call_id, participant_id, recorded_at, quality_score)
     SELECT pg_temp.tenant(n / 2), pg_temp.call(n / 2), pg_temp.person(n), pg_temp.at(n), 4
     FROM generate_series(0, 79999) n;
-INSERT INTO files (tenant_id, call_id, uploader_id, name, size_bytes, mime_type, storage_key, created_at)
-    SELECT pg_temp.tenant(n), pg_temp.call(n), 'user' || n / 50 % 20, 'f', 1, 'text/plain', 'k/' || n, pg_temp.at(n)
+INSERT INTO files (tenant_id, call_id, uploader_id, name, size_bytes, mime_type, storage_key, created_at, expires_at,
+                   scan_status, preview_storage_key, access_level, id)
+    SELECT pg_temp.tenant(n), pg_temp.call(n), 'user' || n / 50 % 20, 'f', 1, 'text/plain', 'k/' || n, pg_temp.at(n),
+           pg_temp.at(n + 100000000), CASE WHEN n % 100 = 3 THEN 'pending' ELSE 'clean' END, 'p/' || n, 'public',
+           ('00000000-0000-0000-0003-' || lpad(n::text, 12, '0'))::uuid
     FROM generate_series(0, 9999) n;
+INSERT INTO uploads (tenant_id, call_id, uploader_id, source, name, mime_type, size_bytes, access_level, storage_key,
+                     expires_at)
+    SELECT pg_temp.tenant(n), pg_temp.call(n), 'user' || n / 50 % 20, 'rest', 'f', 'text/plain', 1, 'public', 'u/' || n,
+           pg_temp.at(n)
+    FROM generate_series(0, 9999) n;
+INSERT INTO file_tombstones (tenant_id, file_id, storage_key, next_attempt_at)
+    SELECT pg_temp.tenant(n), pg_temp.person(n), 'g/' || n, pg_temp.at(n) FROM generate_series(0, 9999) n;
+INSERT INTO call_file_usage (tenant_id, call_id)
+    SELECT pg_temp.tenant(n), pg_temp.call(n) FROM generate_series(0, 9999) n;
 INSERT INTO shareable_links (tenant_id, call_id, creator_id, short_code)
     SELECT pg_temp.tenant(n), pg_temp.call(n), 'user' || n / 50 % 20, lpad(n::text, 8, '0')
     FROM generate_series(0, 9999) n;
@@ -162,6 +176,15 @@ _RUNS: dict[str, Callable[[Transaction], Awaitable[Any]]] = {
     "inbox list": lambda tx: inbox.page(tx, limit=50),
     "inbox claim": lambda tx: inbox.claim(tx, 10, 0),
     "kept answers": lambda tx: system.forget_results(tx, _LATER, 10),
+    "GET /files?call_id=": lambda tx: files.of_call(tx, _CALL, now=NOW, takes_part=False, limit=50),
+    "GET /files": lambda tx: files.of_uploader(tx, "user7", now=NOW, limit=50),
+    "expired uploads": lambda tx: system.expired_uploads(tx, _LATER, 10),
+    "expired files": lambda tx: system.expired_files(tx, _LATER + timedelta(days=99_999), 10),
+    "tombstones": lambda tx: system.due_tombstones(tx, _LATER, 10),
+    "tombstones of a file": lambda tx: tombstones.of_file(tx, _PERSON, _LATER),
+    "files to scan": lambda tx: system.claim_files(tx, _LATER, 10, 5),
+    "keys of the store": lambda tx: system.known_keys(tx, ["k/7", "p/8", "u/9", "g/10"]),
+    "a public file": lambda tx: system.public_file(tx, _FILE),
     "old webhooks": lambda tx: inbox.forget(tx, _LATER, 10),
 }
 
