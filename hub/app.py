@@ -30,6 +30,7 @@ from hub.actions import all_commands, presence
 from hub.actions.members import authorize
 from hub.background.due import Due, LostSockets
 from hub.background.inbox import Inbox
+from hub.background.lobbies import Lobbies
 from hub.background.outcasts import Outcasts
 from hub.background.sweep import Sweep
 from hub.background.tidy import Tidy
@@ -326,6 +327,7 @@ async def _serving(
         node.sweep.run(),
         Due(node).run(),
         LostSockets(node, node.roster).run(),
+        Lobbies(node).run(),
         Outcasts(node.db, edge.sessions, edge.control).run(),
         # As long as their place in a call is kept, people are there.
         node.presence.run_sweep(node.rules.socket_grace_s),
@@ -505,6 +507,8 @@ def make_rules(settings: Settings) -> Rules:
         regions=("default", *settings.livekit_regions),
         room_mark=_room_mark(settings),
         recovery_window_s=settings.recovery_window_s,
+        lobby_timeout_s=settings.lobby_timeout_s,
+        lobby_cooldown_s=settings.lobby_cooldown_s,
         sockets=make_edge_options(settings).published(),
     )
 

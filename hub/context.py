@@ -6,6 +6,7 @@ An action gets one `Context` and its decoded message. It never sees Redis, LiveK
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
@@ -39,6 +40,8 @@ class GuestPass(msgspec.Struct, frozen=True):
     role: Role
     denied: tuple[Permission, ...] = ()
     link_id: UUID | None = None
+    # Somebody has to let them in, whatever the call says.
+    approval: bool = False
 
 
 class Actor(msgspec.Struct, frozen=True):
@@ -385,6 +388,10 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     rooms_per_session: int = 64
     # Each device takes a seat; without this one person could take them all.
     devices_per_call: int = 4
+    lobby_timeout_s: int = 600
+    lobby_cooldown_s: int = 60
+    # Who waits takes a row and a place in everybody's count.
+    lobby_seats: int = 200
     regions: tuple[str, ...] = ("default",)
     # Rooms of ours are called `room_<mark>…`. Another hub on the same LiveKit has another mark, so that neither takes
     # the other's rooms for orphans.
@@ -463,6 +470,12 @@ class Context:
         for event in events:
             self._steps.append(partial(self.tell, call_id, event))
 
+    def due_to_users(self, news: Iterable[tuple[str, Event]]) -> None:
+        """What single people hear of it, on whatever device and node, in the room or not."""
+        told = list(news)
+        if told:
+            self._steps.append(partial(self._tell_users, told))
+
     def first(self, step: Callable[[], Awaitable[object]]) -> None:
         """What is done after the commit and before anything is told that becomes `due` from here on."""
         self._steps.append(step)
@@ -485,6 +498,12 @@ class Context:
     async def tell(self, call_id: UUID, event: Event) -> None:
         """Everybody in the room hears `event`, now. What a transaction changed is told by `due`."""
         await self.hub.bus.to_room(call_id, event.name, event, recorded=event.recorded, by=self.by())
+
+    async def _tell_users(self, news: Sequence[tuple[str, Event]]) -> None:
+        tenant_id, by, to_user = self.actor.tenant_id, self.by(), self.hub.bus.to_user
+        await asyncio.gather(
+            *(to_user(tenant_id, user_id, event.name, event, recorded=event.recorded, by=by) for user_id, event in news)
+        )
 
     def by(self) -> dict[str, Any]:
         """The `by` of an event's envelope."""

@@ -188,6 +188,8 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("AURALINK_SOCKET_GRACE_S", "socket_grace_s", _seconds(0, 300), 25.0, "A participant whose socket broke stays this long."),
     Setting("AURALINK_ABSENT_ROOM_GRACE_S", "absent_room_grace_s", _seconds(1, 600), 60.0, "A call whose LiveKit room vanished ends after this."),
     Setting("AURALINK_SWEEP_S", "sweep_s", _seconds(1, 300), 10.0, "Time between two comparisons with LiveKit."),
+    Setting("AURALINK_LOBBY_TIMEOUT_S", "lobby_timeout_s", _whole(10, 86_400), 600, "A knock that nobody answers is over after this."),
+    Setting("AURALINK_LOBBY_COOLDOWN_S", "lobby_cooldown_s", _whole(0, 86_400), 60, "Who was denied may not knock again for this long."),
     Setting("AURALINK_RECOVERY_WINDOW_S", "recovery_window_s", _whole(10, 3600), 120, "How long a room's events can be had again after a reconnect."),
     Setting("AURALINK_DRAIN_S", "drain_s", _seconds(0, 300), 10.0, "Time over which a node that stops sends its sockets away."),
     Setting("AURALINK_LOG_FORMAT", "log_format", _choice("json", "console"), "json", "`json` or `console`."),
@@ -237,6 +239,8 @@ class Settings:
     socket_grace_s: float
     absent_room_grace_s: float
     sweep_s: float
+    lobby_timeout_s: int
+    lobby_cooldown_s: int
     recovery_window_s: int
     drain_s: float
     log_format: str

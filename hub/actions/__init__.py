@@ -6,6 +6,7 @@ from hub.actions import (
     data,
     entering,
     hands,
+    lobby,
     media,
     muting,
     nodes,
@@ -19,5 +20,19 @@ from hub.commands import Commands
 
 def all_commands() -> Commands:
     """Every command there is. Raises ValueError for a name or a route that is there twice."""
-    parts = (sessions, rooms, entering, participants, muting, hands, media, data, presence, nodes, admin, auditing)
+    parts = (
+        sessions,
+        rooms,
+        entering,
+        participants,
+        muting,
+        hands,
+        lobby,
+        media,
+        data,
+        presence,
+        nodes,
+        admin,
+        auditing,
+    )
     return Commands().merge(*(part.commands for part in parts))

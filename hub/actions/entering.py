@@ -12,7 +12,7 @@ from db import calls, participants
 from db.calls import Call
 from db.errors import DatabaseUnavailable
 from db.participants import Participant
-from hub.actions import joining, members
+from hub.actions import joining, members, waiting
 from hub.actions.aftermath import carry_out, evict, put_out, settle
 from hub.actions.hands import queue
 from hub.actions.joining import Seat
@@ -255,6 +255,8 @@ async def _snapshot(
         look = participants.hold if entering else participants.get
         me = await look(tx, call_id, participant_id)
         hands = await queue(tx, call_id)
+        may = members.as_member(ctx.actor, call, me).permissions if call is not None else frozenset()
+        lobby = await waiting.queue(tx, call) if call is not None and "lobby_admit" in may else None
     if call is None or me is None:
         raise errors.NotFound()
     if entering and not await _stands(ctx, call, me):
@@ -267,6 +269,7 @@ async def _snapshot(
         hands=hands,
         files=[],
         chat=[],
+        lobby=lobby,
         position=position,
         recovered=missed is not None,
         missed=missed or [],

@@ -15,7 +15,7 @@ from db import bans, calls, participants, users
 from db.calls import Call
 from db.participants import Participant
 from db.pool import Transaction
-from hub.actions import members
+from hub.actions import members, waiting
 from hub.actions.aftermath import LIVEKIT_S
 from hub.context import Context
 from hub.media.values import RoomInfo
@@ -49,9 +49,9 @@ async def admit(
 ) -> Seat:
     """A seat for the actor, in the caller's transaction, which holds the call's row until it ends.
 
-    Raises NotFound, CallEnded, Banned, RoomLocked, LobbyRequired, Conflict (too many devices) or RoomFull. Who has a
-    seat already keeps it. A seat is a device's: one that is in, or a token that may still let it in; a person has at
-    most `devices_per_call`.
+    Raises NotFound, CallEnded, Banned, RoomLocked, LobbyRequired, LobbyDenied, Conflict (too many devices) or RoomFull.
+    Who has a seat already keeps it. A seat is a device's: one that is in, or a token that may still let it in; a person
+    has at most `devices_per_call`.
     """
     actor, now = ctx.actor, ctx.now()
     call = None if members.elsewhere(actor, call_id) else await calls.lock(tx, call_id)
@@ -70,7 +70,9 @@ async def admit(
     known = [participant] if participant else await participants.of_user(tx, call_id, actor.user_id)
     role = members.role_of(actor, call, known[-1] if known else None)
     if participant is None or not await participants.seated(tx, participant.id, now):
-        _demand_open_door(call, role)
+        if call.locked and rank(role) < rank("moderator"):
+            raise errors.RoomLocked()
+        await waiting.demand_let_in(ctx, tx, call, role)
         most = ctx.hub.rules.devices_per_call
         if known and await participants.seats_of(tx, call_id, actor.user_id, now) >= most:
             raise errors.Conflict(f"you are in this call on {most} devices already", details={"devices_per_call": most})
@@ -93,15 +95,6 @@ async def admit(
         now=now,
     )
     return Seat(call, participant, role, members.as_member(actor, call, participant).permissions)
-
-
-def _demand_open_door(call: Call, role: Role) -> None:
-    if rank(role) >= rank("moderator"):
-        return
-    if call.locked:
-        raise errors.RoomLocked()
-    if call.lobby_enabled:
-        raise errors.LobbyRequired()
 
 
 async def access(ctx: Context, tx: Transaction, seat: Seat) -> MediaAccess:

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from msgspec import UNSET, UnsetType
 
-from db import audit, bans, calls, participants
+from db import audit, bans, calls, lobby, participants
 from db.calls import Call
 from db.participants import Participant
 from db.pool import Transaction
@@ -175,6 +175,8 @@ async def kick(ctx: Context, message: KickParticipant) -> Empty:
         devices = await participants.request_kick(
             tx, call_id, target.user_id, now, by=ctx.actor.user_id, reason=message.reason
         )
+        # Whoever was let in once has to be let in again.
+        await lobby.forget(tx, call_id, target.user_id)
         if message.ban_s is not None:
             await bans.add(
                 tx,

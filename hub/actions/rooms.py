@@ -14,7 +14,7 @@ from msgspec import UNSET, UnsetType
 from db import audit, calls, users
 from db.calls import Call
 from db.pool import Transaction
-from hub.actions import joining, members, pages, rights
+from hub.actions import joining, members, pages, rights, waiting
 from hub.actions.aftermath import LIVEKIT_S, carry_out, in_time, regrant_all, settle
 from hub.actions.settle import Settled, grace_of
 from hub.actions.settle import settle as settle_quietly
@@ -212,6 +212,8 @@ async def update(ctx: Context, message: UpdateRoom) -> RoomAnswer:
             ctx.due(after.id, [RoomUpdated(answer.call)])
         if settled is not None:
             ctx.due(after.id, settled.events)
+        if before.lobby_enabled and not after.lobby_enabled:
+            ctx.due_to_users(await waiting.open_door(tx, after, ctx.now(), by=ctx.actor.user_id))
         await ctx.keep(tx, answer)
     if settled is not None:
         await carry_out(ctx, settled)
@@ -285,7 +287,9 @@ async def _end(ctx: Context, tx: Transaction, call_id: UUID, action: str, why: s
         reason=reason,
         details={"room_name": call.livekit_room_name, "was": call.status},
     )
-    return await settle(ctx, tx, call_id, now, news)
+    settled = await settle(ctx, tx, call_id, now, news)
+    ctx.due_to_users(await waiting.turn_away(tx, call, now))
+    return settled
 
 
 @commands.add(

@@ -24,6 +24,7 @@ from hub.protocol.fields import (
     Reason,
 )
 from hub.protocol.hands import Hand
+from hub.protocol.lobby import LobbyEntry
 from hub.protocol.media import MediaAccess
 from hub.protocol.views import CallView, ParticipantView
 
@@ -165,6 +166,8 @@ class RoomSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     hands: list[Hand]
     files: list[Any]
     chat: list[Any]
+    # Who waits, for whoever may let them in; null for the others.
+    lobby: list[LobbyEntry] | None
     position: RoomPosition
     recovered: bool
     missed: list[MissedEvent]

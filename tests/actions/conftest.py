@@ -94,6 +94,14 @@ class Socket:
     async def join(self, call_id: UUID, **fields: Any) -> Any:
         return await self.do("room:join", call_id=call_id, **fields)
 
+    def told(self, name: str) -> list[dict[str, Any]]:
+        return [event for heard, event in self.heard if heard == name]
+
+    async def hears(self, name: str, times: int = 1) -> dict[str, Any]:
+        """The last event of that name, once there were so many."""
+        await eventually(lambda: len(self.told(name)) >= times)
+        return self.told(name)[-1]
+
 
 @dataclass
 class Person:
@@ -108,6 +116,11 @@ class Person:
         socket = Socket(self.hub, self.actor, device_id=device_id)
         self.hub.sockets.append(socket)
         return socket
+
+    async def listening(self) -> Socket:
+        """A socket that also hears what is meant for its user, as every real one does."""
+        await self.hub.bus.subscribe_user(self.actor.tenant_id, self.id)
+        return self.socket()
 
     async def do(self, name: str, /, **fields: Any) -> Any:
         """By REST."""
@@ -224,6 +237,7 @@ class Node:
         guest_of: UUID | None = None,
         role: Role = "participant",
         denied: Sequence[Permission] = (),
+        approval: bool = False,
     ) -> Person:
         actor = Actor(
             tenant_id=tenant,
@@ -232,7 +246,7 @@ class Node:
             expires_at=datetime.now(UTC) + timedelta(hours=1),
             display_name=user_id.title(),
             hub_role="admin" if admin else None,
-            guest=GuestPass(guest_of, role, tuple(denied)) if guest_of else None,
+            guest=GuestPass(guest_of, role, tuple(denied), approval=approval) if guest_of else None,
         )
         return Person(self, actor)
 

@@ -36,13 +36,18 @@ TABLE: dict[str, set[str]] = {
     "media:authorize": ALL,
     "media:set": P,
     "data:send": P,
+    "lobby:list": HM,
+    "lobby:admit": HM,
+    "lobby:deny": HM,
+    "lobby:admit_one": HM,
+    "lobby:deny_one": HM,
 }
 # Who needs no call, or does not have to be in it.
 NO_CALL = {
     *("session:refresh", "session:ping", "session:me", "session:limits", "room:create", "room:list"),
     *("presence:set", "presence:watch", "presence:unwatch", "presence:list"),
 }
-DOORS = {"room:token", "room:join"}
+DOORS = {"room:token", "room:join", "lobby:knock", "lobby:cancel"}
 
 
 def fields_of(name: str, call_id: UUID, target: UUID | str) -> dict[str, Any]:
@@ -59,6 +64,10 @@ def fields_of(name: str, call_id: UUID, target: UUID | str) -> dict[str, Any]:
         "participant:unban": {"user_id": "nobody"},
         "media:set": {"microphone": True, "camera": False, "screen_share": False},
         "data:send": {"topic": "t", "data": "x"},
+        "lobby:admit": {"all": True},
+        "lobby:deny": {"all": True},
+        "lobby:admit_one": {"ticket": target},
+        "lobby:deny_one": {"ticket": target},
     }
     return {"call_id": call_id, **extra.get(name, {})}
 

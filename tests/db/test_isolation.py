@@ -8,9 +8,9 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from db import audit, bans, idempotency, posture
+from db import audit, bans, idempotency, lobby, posture
 from db.pool import Database
-from tests.db.people import let_in, make_call, tenant_id
+from tests.db.people import NOW, let_in, make_call, tenant_id
 from tests.db.test_schema import _FILE, _LINK, _METRIC
 
 _TABLES = """
@@ -37,6 +37,7 @@ async def _fill(db: Database, tenant: UUID) -> None:
         await tx.execute(_METRIC, call.id, person.id, 0.0, 5.0)
         await tx.execute("INSERT INTO contacts (owner_id, contact_user_id) VALUES ('olga', 'bob')")
         await bans.add(tx, call.id, "mallory", banned_by="olga", reason=None, expires_at=None)
+        await lobby.knock(tx, call.id, "eve", display_name="Eve", by_link=False, via_link_id=None, expires_at=NOW)
         await audit.add(tx, actor="olga", action="room:end", target_type="call", target_id=str(call.id))
         await idempotency.claim(tx, "olga", "key", "room:end", b"hash", 5)
 

@@ -1,0 +1,125 @@
+"""SQL about lobbies: who waits to be let into a call, in the order in which they knocked, and what was decided."""
+
+# What is put into statements here is COLUMNS, a constant of this file, when the file is read.
+# ruff: noqa: S608
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+import msgspec
+
+from db.pool import Transaction
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One row, in the order of COLUMNS."""
+
+    call_id: UUID
+    user_id: str
+    ticket: UUID
+    display_name: str
+    # waiting | admitted | denied | canceled | timed_out
+    status: str
+    by_link: bool
+    knocked_at: datetime
+    expires_at: datetime
+    decided_at: datetime | None
+    reason: str | None
+
+
+COLUMNS = """
+call_id, user_id, ticket, display_name, status, by_link, knocked_at, expires_at, decided_at, reason
+"""
+
+KNOCK = f"""
+INSERT INTO lobby_entries (call_id, user_id, display_name, by_link, via_link_id, expires_at)
+VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (tenant_id, call_id, user_id) DO UPDATE
+SET ticket = gen_random_uuid(), status = 'waiting', display_name = excluded.display_name, by_link = excluded.by_link,
+    via_link_id = excluded.via_link_id, knocked_at = clock_timestamp(), expires_at = excluded.expires_at,
+    decided_at = NULL, decided_by = NULL, reason = NULL
+RETURNING {COLUMNS}
+"""
+
+
+async def knock(
+    tx: Transaction,
+    call_id: UUID,
+    user_id: str,
+    *,
+    display_name: str,
+    by_link: bool,
+    via_link_id: UUID | None,
+    expires_at: datetime,
+) -> Entry:
+    """At the end of the queue, with a new ticket. The caller holds the call (`calls.lock`)."""
+    row = await tx.fetchrow(KNOCK, call_id, user_id, display_name, by_link, via_link_id, expires_at)
+    assert row is not None
+    return Entry(*row)
+
+
+OF_USER = f"SELECT {COLUMNS} FROM lobby_entries WHERE call_id = $1 AND user_id = $2"
+
+
+async def of_user(tx: Transaction, call_id: UUID, user_id: str) -> Entry | None:
+    """What became of somebody's last knock."""
+    row = await tx.fetchrow(OF_USER, call_id, user_id)
+    return Entry(*row) if row else None
+
+
+BY_TICKET = f"SELECT {COLUMNS} FROM lobby_entries WHERE call_id = $1 AND ticket = $2"
+
+
+async def by_ticket(tx: Transaction, call_id: UUID, ticket: UUID) -> Entry | None:
+    row = await tx.fetchrow(BY_TICKET, call_id, ticket)
+    return Entry(*row) if row else None
+
+
+QUEUE = f"""
+SELECT {COLUMNS} FROM lobby_entries WHERE call_id = $1 AND status = 'waiting' ORDER BY knocked_at, ticket
+"""
+
+
+async def queue(tx: Transaction, call_id: UUID) -> list[Entry]:
+    """Those who wait, the longest first."""
+    return [Entry(*row) for row in await tx.fetch(QUEUE, call_id)]
+
+
+DECIDE = f"""
+UPDATE lobby_entries SET status = $2, decided_at = $3, decided_by = $4, reason = $5
+WHERE call_id = $1 AND status = 'waiting' AND ticket = ANY ($6::uuid[])
+RETURNING {COLUMNS}
+"""
+
+
+async def decide(
+    tx: Transaction,
+    call_id: UUID,
+    tickets: Sequence[UUID],
+    status: str,
+    now: datetime,
+    *,
+    by: str | None = None,
+    reason: str | None = None,
+) -> list[Entry]:
+    """Those of them who were still waiting, as they are now."""
+    return [Entry(*row) for row in await tx.fetch(DECIDE, call_id, status, now, by, reason, list(tickets))]
+
+
+FORGET = "DELETE FROM lobby_entries WHERE call_id = $1 AND user_id = $2"
+
+
+async def forget(tx: Transaction, call_id: UUID, user_id: str) -> None:
+    """Whatever was decided about somebody: they have to knock again."""
+    await tx.execute(FORGET, call_id, user_id)
+
+
+DUE = "SELECT tenant_id, call_id FROM system_lobbies_due($1, $2)"
+
+
+async def due(tx: Transaction, now: datetime, limit: int) -> list[tuple[UUID, UUID]]:
+    """(tenant, call) where somebody has waited long enough, or for a call that is over. Sees every tenant."""
+    return [(row["tenant_id"], row["call_id"]) for row in await tx.fetch(DUE, now, limit)]

@@ -1,0 +1,186 @@
+"""Who has to wait at the door of a call, and what everybody concerned hears of it.
+
+The queue changes under the call's row lock only, by whoever it is: an action, the clock, the end of the call. Each
+change here answers with its news, as pairs of a person and what they hear after the commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta
+
+from db import lobby, participants
+from db.calls import Call
+from db.lobby import Entry
+from db.participants import Participant
+from db.pool import Transaction
+from hub.actions import members
+from hub.commands import Event
+from hub.context import Actor, Context
+from hub.policy import Role, rank
+from hub.protocol import errors
+from hub.protocol.lobby import LobbyAdmitted, LobbyDenied, LobbyEntry, LobbyKnocked, LobbyUpdated
+
+News = list[tuple[str, Event]]
+
+
+async def demand_let_in(ctx: Context, tx: Transaction, call: Call, role: Role) -> None:
+    """Raises LobbyRequired, or LobbyDenied while a denial is fresh, for who has to knock and was not let in."""
+    if not has_lobby(ctx.actor, call, role) or await was_in(tx, ctx.actor, call):
+        return
+    entry = await lobby.of_user(tx, call.id, ctx.actor.user_id)
+    if entry is not None and entry.status == "admitted":
+        return
+    demand_not_denied(ctx, entry)
+    raise errors.LobbyRequired()
+
+
+def has_lobby(actor: Actor, call: Call, role: Role) -> bool:
+    """Whether the door is closed to somebody with that role: by their link whatever they are, else by the call."""
+    if members.heads(actor, call):
+        return False
+    return by_link(actor) or (call.lobby_enabled and rank(role) < rank("moderator"))
+
+
+def by_link(actor: Actor) -> bool:
+    return actor.guest is not None and actor.guest.approval
+
+
+async def was_in(tx: Transaction, actor: Actor, call: Call) -> bool:
+    """Whether they were in the call before, and nobody put them out since."""
+    known = await participants.of_user(tx, call.id, actor.user_id)
+    return any(each.joined_at is not None for each in known) and not any(map(_put_out, known))
+
+
+def _put_out(person: Participant) -> bool:
+    return person.kicked or person.status == "kicked"
+
+
+def demand_not_denied(ctx: Context, entry: Entry | None) -> None:
+    if entry is None or entry.status != "denied" or entry.decided_at is None:
+        return
+    again_at = entry.decided_at + timedelta(seconds=ctx.hub.rules.lobby_cooldown_s)
+    left_ms = int((again_at - ctx.now()).total_seconds() * 1000)
+    if left_ms > 0:
+        raise errors.LobbyDenied(entry.reason or "", retry_after_ms=left_ms)
+
+
+def view(entry: Entry, position: int = 0) -> LobbyEntry:
+    return LobbyEntry(
+        call_id=entry.call_id,
+        ticket=entry.ticket,
+        user_id=entry.user_id,
+        display_name=entry.display_name,
+        status=entry.status,
+        position=position,
+        knocked_at=entry.knocked_at,
+        expires_at=entry.expires_at,
+    )
+
+
+async def queue(tx: Transaction, call: Call) -> list[LobbyEntry]:
+    return [view(entry, position) for position, entry in enumerate(await lobby.queue(tx, call.id), 1)]
+
+
+async def knocked(tx: Transaction, call: Call, entry: Entry) -> tuple[int, News]:
+    """The place of somebody who is in the queue since now, and the news."""
+    waiting = await lobby.queue(tx, call.id)
+    position = next(place for place, each in enumerate(waiting, 1) if each.ticket == entry.ticket)
+    event = LobbyKnocked(view(entry, position), len(waiting))
+    return position, [(host, event) for host in await _hosts(tx, call)]
+
+
+async def admit(
+    tx: Transaction, call: Call, entries: Iterable[Entry], now: datetime, *, by: str | None = None
+) -> tuple[list[Entry], News]:
+    """Let these in; who of them was still waiting."""
+    return await _decide(tx, call, entries, "admitted", now, LobbyAdmitted, by=by)
+
+
+async def deny(
+    tx: Transaction,
+    call: Call,
+    entries: Iterable[Entry],
+    now: datetime,
+    *,
+    by: str,
+    reason: str | None,
+    cooldown_s: float,
+) -> tuple[list[Entry], News]:
+    def told(entry: LobbyEntry) -> Event:
+        return LobbyDenied(entry, "denied", reason or "", int(cooldown_s * 1000))
+
+    return await _decide(tx, call, entries, "denied", now, told, by=by, reason=reason)
+
+
+async def cancel(tx: Transaction, call: Call, user_id: str, now: datetime) -> News:
+    """They wait no longer, of their own will: their other devices hear of it."""
+    before = await lobby.queue(tx, call.id)
+    mine = [entry for entry in before if entry.user_id == user_id]
+    left = len(before) - len(mine)
+    _, news = await _decide(tx, call, mine, "canceled", now, lambda entry: LobbyUpdated([entry], left))
+    return news
+
+
+async def expire(tx: Transaction, call: Call, now: datetime) -> News:
+    """Nobody decided in time: that is a no, and they may knock again at once."""
+    late = [entry for entry in await lobby.queue(tx, call.id) if entry.expires_at <= now]
+    _, news = await _decide(tx, call, late, "timed_out", now, lambda entry: LobbyDenied(entry, "timed_out", "", 0))
+    return news
+
+
+async def turn_away(tx: Transaction, call: Call, now: datetime) -> News:
+    """The call is over."""
+    waiting = await lobby.queue(tx, call.id)
+    _, news = await _decide(
+        tx, call, waiting, "timed_out", now, lambda entry: LobbyDenied(entry, "call_ended", "", None)
+    )
+    return news
+
+
+async def open_door(tx: Transaction, call: Call, now: datetime, *, by: str) -> News:
+    """The call has no lobby any more: who waited for that alone comes in."""
+    _, news = await admit(tx, call, [e for e in await lobby.queue(tx, call.id) if not e.by_link], now, by=by)
+    return news
+
+
+async def _decide(
+    tx: Transaction,
+    call: Call,
+    entries: Iterable[Entry],
+    status: str,
+    now: datetime,
+    told: Callable[[LobbyEntry], Event],
+    *,
+    by: str | None = None,
+    reason: str | None = None,
+) -> tuple[list[Entry], News]:
+    tickets = [entry.ticket for entry in entries]
+    if not tickets:
+        return [], []
+    before = await lobby.queue(tx, call.id)
+    gone = await lobby.decide(tx, call.id, tickets, status, now, by=by, reason=reason)
+    if not gone:
+        return [], []
+    news: News = [(entry.user_id, told(view(entry))) for entry in gone]
+    return gone, news + await _left(tx, call, before, gone)
+
+
+async def _left(tx: Transaction, call: Call, before: Sequence[Entry], gone: Sequence[Entry]) -> News:
+    """What the others hear: whoever moved up, and the hosts."""
+    tickets = {entry.ticket for entry in gone}
+    waiting = [entry for entry in before if entry.ticket not in tickets]
+    moved = [
+        (entry.user_id, LobbyUpdated([view(entry, position)], len(waiting)))
+        for position, entry in enumerate(waiting, 1)
+        if before[position - 1].ticket != entry.ticket
+    ]
+    event = LobbyUpdated([view(entry) for entry in gone], len(waiting))
+    return [*moved, *((host, event) for host in await _hosts(tx, call))]
+
+
+async def _hosts(tx: Transaction, call: Call) -> list[str]:
+    """Who may let people in: the owner wherever they are, and the moderators who are in the call."""
+    present = await participants.in_call(tx, call.id)
+    moderators = (each.user_id for each in present if rank(members.standing(call, each)) >= rank("moderator"))
+    return list(dict.fromkeys((call.owner_id, *moderators)))

@@ -1,0 +1,94 @@
+"""Lobbies and the passing of time: a knock that nobody answers ends, and so does waiting for a call that is over.
+
+Every node looks. The queue changes under the call's row lock, so whoever comes second finds nobody to send away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Protocol
+from uuid import UUID
+
+import structlog
+
+from db import calls, lobby
+from db.errors import DatabaseUnavailable
+from hub.actions import waiting
+from hub.sealed import sealed
+
+if TYPE_CHECKING:
+    from db.pool import Transaction
+
+log = structlog.get_logger("hub.lobbies")
+
+_EVERY_S = 1.0
+_BATCH = 100
+
+
+class Systems(Protocol):
+    def system(self) -> AbstractAsyncContextManager[Transaction]: ...
+    def tenant(
+        self,
+        tenant_id: UUID,
+        user_id: str | None = None,
+        *,
+        turn: UUID | None = None,
+        then: Callable[[], Awaitable[None]] | None = None,
+    ) -> AbstractAsyncContextManager[Transaction]: ...
+
+
+class Voice(Protocol):
+    async def to_user(self, tenant_id: UUID, user_id: str, name: str, payload: Any) -> object: ...
+
+
+class LobbyDesk(Protocol):
+    @property
+    def db(self) -> Systems: ...
+    @property
+    def bus(self) -> Voice: ...
+    @property
+    def clock(self) -> Callable[[], datetime]: ...
+
+
+class Lobbies:
+    """`run()` until cancelled."""
+
+    def __init__(self, desk: LobbyDesk) -> None:
+        self._desk = desk
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(_EVERY_S * random.uniform(0.8, 1.2))
+            try:
+                await self.once()
+            except DatabaseUnavailable as error:
+                log.warning("lobbies_wait", error=str(error)[:200])
+            except Exception:
+                log.exception("lobbies_crashed")
+
+    async def once(self) -> int:
+        """In how many calls somebody was sent away. Raises DatabaseUnavailable."""
+        async with self._desk.db.system() as tx:
+            due = await lobby.due(tx, self._desk.clock(), _BATCH)
+        for tenant_id, call_id in due:
+            await sealed(self._send_away(tenant_id, call_id))
+        return len(due)
+
+    async def _send_away(self, tenant_id: UUID, call_id: UUID) -> None:
+        news: waiting.News = []
+
+        async def tell() -> None:
+            await asyncio.gather(
+                *(self._desk.bus.to_user(tenant_id, user_id, event.name, event) for user_id, event in news)
+            )
+
+        async with self._desk.db.tenant(tenant_id, turn=call_id, then=tell) as tx:
+            call, now = await calls.lock(tx, call_id), self._desk.clock()
+            if call is None:
+                return
+            over = call.status == "ended"
+            news += await (waiting.turn_away(tx, call, now) if over else waiting.expire(tx, call, now))
