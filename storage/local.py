@@ -17,20 +17,18 @@ from __future__ import annotations
 import asyncio
 import errno
 import hashlib
-import hmac
 import os
 import re
 import secrets
 import shutil
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Literal, Self, TypeVar
-from urllib.parse import urlencode
+from typing import Final, Self, TypeVar
 
 import msgspec
 
@@ -39,18 +37,16 @@ from storage.disk import NewFile, Reading, open_object, place, sync_directory, w
 from storage.errors import (
     ObjectMissing,
     PartsMismatch,
-    SignatureInvalid,
     StorageRefused,
     StorageUnavailable,
     UploadMissing,
 )
+from storage.signing import UrlSigner
 from storage.store import OCTETS, SMALL_BYTES, Page, Part, Signed, Stored, Upload, UploadPage, check_parts
 
 T = TypeVar("T")
 
 PIECE_BYTES = 256 * 1024
-# One write of a body that is received, so that small reads do not become a thread hop each.
-_GATHER_BYTES = 1024 * 1024
 _THREADS = 8
 _COPY_TIMES = 4
 _UPLOAD_ID = re.compile(r"[0-9a-f]{32}")
@@ -69,30 +65,15 @@ class _Begun(msgspec.Struct, frozen=True):
     started_at: datetime
 
 
-class Granted(msgspec.Struct, frozen=True):
-    """What a signed URL of ours allows."""
-
-    key: str
-    content_type: str
-    # Of a GET.
-    disposition: str = ""
-    # Of a PUT: exactly so many.
-    size_bytes: int = 0
-
-
 class LocalStore:
-    """`async with LocalStore(Path("/var/lib/hub"), base_url="https://hub/storage", secret=…) as store`.
+    """`async with LocalStore(Path("/var/lib/hub"), UrlSigner("https://hub/storage", secret)) as store`."""
 
-    `base_url` is where the hub serves signed URLs (`hub/transport/blobs.py`); `secret` signs them.
-    """
-
-    def __init__(self, directory: Path, *, base_url: str, secret: bytes, timeout_s: float = 2.5) -> None:
+    def __init__(self, directory: Path, signer: UrlSigner, *, timeout_s: float = 2.5) -> None:
         self._objects = directory / "objects"
         self._types = directory / "types"
         self._uploads = directory / "uploads"
         self._incoming = directory / "incoming"
-        self._base_url = base_url.rstrip("/")
-        self._secret = secret
+        self._signer = signer
         self._timeout_s = timeout_s
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="storage")
         self._free = asyncio.Semaphore(_THREADS)
@@ -120,34 +101,6 @@ class LocalStore:
                 return self._settle(file, key, target, content_type)
 
         return await self._run(write)
-
-    async def receive(self, granted: Granted, body: AsyncIterator[bytes]) -> Stored:
-        """Keep what a client sends to a signed URL. Raises ValueError where it is not as long as was signed.
-
-        At most 1 MiB of it is in memory.
-        """
-        target = self._object(granted.key)
-        file = await self._run(self._new)
-        try:
-            got, gathered = 0, bytearray()
-            async for piece in body:
-                got += len(piece)
-                if got > granted.size_bytes:
-                    raise ValueError(f"more than the {granted.size_bytes} bytes that were announced")
-                gathered += piece
-                if len(gathered) >= _GATHER_BYTES:
-                    chunk, gathered = bytes(gathered), bytearray()
-                    await self._run(lambda chunk=chunk: file.write(chunk))  # type: ignore[misc]
-            if got < granted.size_bytes:
-                raise ValueError(f"{got} bytes instead of the {granted.size_bytes} that were announced")
-
-            def finish() -> Stored:
-                file.write(gathered)
-                return self._settle(file, granted.key, target, granted.content_type)
-
-            return await self._run(finish)
-        finally:
-            self._later(file.discard)
 
     async def head(self, key: str) -> Stored:
         return await self._run(lambda: self._head(key))
@@ -299,25 +252,10 @@ class LocalStore:
     # ----------------------------------------------------------------------------------------------------- signed URLs
 
     async def sign_get(self, key: str, *, ttl_s: int, content_type: str, disposition: str) -> Signed:
-        return self._signed("GET", Granted(keys.check(key), content_type, disposition), ttl_s)
+        return self._signer.get(key, ttl_s=ttl_s, content_type=content_type, disposition=disposition)
 
     async def sign_put(self, key: str, *, ttl_s: int, content_type: str, size_bytes: int) -> Signed:
-        return self._signed("PUT", Granted(keys.check(key), content_type, size_bytes=size_bytes), ttl_s)
-
-    def granted(self, method: str, key: str, query: Mapping[str, str], now: float | None = None) -> Granted:
-        """What the signed URL with this key and query allows, at `now` (Unix time). Raises SignatureInvalid."""
-        try:
-            expires = int(query["expires"])
-            granted = Granted(keys.check(key), query["type"], query.get("disposition", ""), int(query.get("size", "0")))
-        except (KeyError, ValueError):
-            raise SignatureInvalid("not a signed URL") from None
-        given = query.get("signature", "").encode("utf-8", "replace")
-        # First whether it is ours: what an altered URL says of its end means nothing.
-        if not hmac.compare_digest(self._signature(method, granted, expires).encode(), given):
-            raise SignatureInvalid("the signature does not match")
-        if expires <= (time.time() if now is None else now):
-            raise SignatureInvalid("the URL has expired")
-        return granted
+        return self._signer.put(key, ttl_s=ttl_s, content_type=content_type, size_bytes=size_bytes)
 
     async def path(self, key: str) -> Path:
         """The file of an object, for the hub to send. Raises ObjectMissing."""
@@ -403,26 +341,6 @@ class LocalStore:
         if begun is None or begun.key != key:
             raise UploadMissing(upload_id)
         return directory, begun
-
-    def _signed(self, method: Literal["GET", "PUT"], granted: Granted, ttl_s: int) -> Signed:
-        expires = int(time.time()) + ttl_s
-        query = {"expires": str(expires), "type": granted.content_type}
-        if method == "GET":
-            query["disposition"] = granted.disposition
-        else:
-            query["size"] = str(granted.size_bytes)
-        query["signature"] = self._signature(method, granted, expires)
-        return Signed(
-            url=f"{self._base_url}/{granted.key}?{urlencode(query)}",
-            expires_at=datetime.fromtimestamp(expires, UTC),
-            method=method,
-            headers={} if method == "GET" else {"Content-Type": granted.content_type},
-        )
-
-    def _signature(self, method: str, granted: Granted, expires: int) -> str:
-        # As JSON, so that no two requests come to the same text.
-        said = msgspec.json.encode([method, *msgspec.structs.astuple(granted), expires])
-        return hmac.digest(self._secret, said, "sha256").hex()
 
     async def _run(self, work: Callable[[], T], *, times: int = 1) -> T:
         """In a thread, within the deadline; a thread that hangs keeps its place until it comes back."""

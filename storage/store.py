@@ -87,8 +87,8 @@ class Store(Protocol):
     async def complete(self, key: str, upload_id: str, parts: Sequence[Part]) -> Stored:
         """Make the object of its parts, in the order of their numbers.
 
-        An upload that was completed before, with the same length, is answered again. Raises UploadMissing,
-        PartsMismatch.
+        An upload that was completed before, with the same length, is answered again. Raises UploadMissing, and
+        PartsMismatch, after which some stores have forgotten the upload.
         """
         ...
 

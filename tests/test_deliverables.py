@@ -85,7 +85,10 @@ def test_nothing_shipped_is_marked_as_unfinished() -> None:
     """S-239: no mark of work left over in what runs."""
     marks = re.compile(r"\b(TODO|FIXME|XXX|HACK)\b")
     sources = [
-        path for room in ("hub", "db", "storage") for path in (ROOT / room).rglob("*") if path.suffix in (".py", ".sql", ".lua")
+        path
+        for room in ("hub", "db", "storage")
+        for path in (ROOT / room).rglob("*")
+        if path.suffix in (".py", ".sql", ".lua")
     ]
     assert len(sources) > 100
     assert not [path.name for path in sources if marks.search(path.read_text(encoding="utf-8"))]
