@@ -47,6 +47,14 @@ async def seen(
     await tx.execute(SEEN, user_id, name or None, url or None)
 
 
+MENTIONED = "INSERT INTO users (id) VALUES ($1) ON CONFLICT DO NOTHING"
+
+
+async def mentioned(tx: Transaction, user_id: str) -> None:
+    """Make a user of whom nothing is known but the id, if need be: somebody may be asked for before they ever come."""
+    await tx.execute(MENTIONED, user_id)
+
+
 BY_IDS = """
 SELECT id, is_guest, display_name, avatar_url, created_at, last_seen_at FROM users WHERE id = ANY ($1::text[])
 """

@@ -392,6 +392,9 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     lobby_cooldown_s: int = 60
     # Who waits takes a row and a place in everybody's count.
     lobby_seats: int = 200
+    contacts_per_user: int = 1000
+    # Requests that wait for one person; more do not arrive.
+    contact_requests_per_user: int = 200
     regions: tuple[str, ...] = ("default",)
     # Rooms of ours are called `room_<mark>…`. Another hub on the same LiveKit has another mark, so that neither takes
     # the other's rooms for orphans.

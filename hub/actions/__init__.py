@@ -3,6 +3,7 @@
 from hub.actions import (
     admin,
     auditing,
+    contacts,
     data,
     entering,
     hands,
@@ -34,5 +35,6 @@ def all_commands() -> Commands:
         nodes,
         admin,
         auditing,
+        contacts,
     )
     return Commands().merge(*(part.commands for part in parts))

@@ -46,6 +46,7 @@ TABLE: dict[str, set[str]] = {
 NO_CALL = {
     *("session:refresh", "session:ping", "session:me", "session:limits", "room:create", "room:list"),
     *("presence:set", "presence:watch", "presence:unwatch", "presence:list"),
+    *("contact:list", "contact:get", "contact:add", "contact:update", "contact:remove"),
 }
 DOORS = {"room:token", "room:join", "lobby:knock", "lobby:cancel"}
 

@@ -219,6 +219,10 @@ def socket_commands(it: Play) -> dict[str, tuple[str | None, dict[str, Any]]]:
         "data:send": (None, {**c, "topic": "t", "data": "d"}),
         "presence:set": (None, {"status": "busy"}),
         "presence:watch": (None, {"user_ids": ["ben"]}),
+        "contact:list": (None, {}),
+        "contact:add": (None, {"user_id": "ben"}),
+        "contact:update": (None, {"contact_id": op_id(), "favorite": True}),
+        "contact:remove": (None, {"contact_id": op_id()}),
         "presence:unwatch": (None, {"user_ids": ["ben"]}),
     }
 
@@ -244,6 +248,11 @@ def rest_calls(it: Play) -> dict[str, tuple[str, str, Any]]:
         "participant:mute": ("POST", f"{room}/participants/{it.ids['ben']}/mute", {"sources": ["camera"]}),
         "data:send": ("POST", f"{room}/data", {"topic": "t", "data": "d"}),
         "presence:list": ("GET", "/presence?user_ids=ben", None),
+        "contact:list": ("GET", "/contacts", None),
+        "contact:get": ("GET", f"/contacts/{nobody}", None),
+        "contact:add": ("POST", "/contacts", {"user_id": "ben"}),
+        "contact:update": ("PATCH", f"/contacts/{nobody}", {"favorite": True}),
+        "contact:remove": ("DELETE", f"/contacts/{nobody}", None),
         "admin:announce": ("POST", "/admin/announce", {"message": "Soon"}),
         "admin:drain_node": ("POST", "/admin/nodes/nobody/drain", {}),
         "admin:undrain_node": ("POST", "/admin/nodes/nobody/undrain", {}),
