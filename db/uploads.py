@@ -48,6 +48,9 @@ class Upload(msgspec.Struct, frozen=True):
     stored_bytes: int
     fence: int
     writer: str | None
+    # Durable behind the parts, in an object of its own: less than a part, laid aside by a writer that had to go.
+    tail_key: str | None
+    tail_bytes: int
     completing_until: datetime | None
     open_until: datetime | None
     expires_at: datetime
@@ -66,8 +69,8 @@ class Usage(msgspec.Struct, frozen=True):
 
 COLUMNS = """
 id, tenant_id, call_id, uploader_id, source, name, mime_type, size_bytes, sha256, access_level, expires_in_hours,
-storage_key, multipart_id, parts, stored_bytes, fence, writer, completing_until, open_until, expires_at, created_at,
-updated_at
+storage_key, multipart_id, parts, stored_bytes, fence, writer, tail_key, tail_bytes, completing_until, open_until,
+expires_at, created_at, updated_at
 """
 
 
@@ -191,7 +194,7 @@ async def begun(tx: Transaction, upload_id: UUID, fence: int, multipart_id: str)
 
 RECORD_PART = """
 UPDATE uploads
-SET parts = parts || $5::jsonb, stored_bytes = stored_bytes + $4
+SET parts = parts || $5::jsonb, stored_bytes = stored_bytes + $4, tail_key = NULL, tail_bytes = 0
 WHERE id = $1 AND fence = $2 AND stored_bytes = $3 AND stored_bytes + $4 <= size_bytes AND completing_until IS NULL
 RETURNING stored_bytes
 """
@@ -206,6 +209,20 @@ async def record_part(tx: Transaction, upload_id: UUID, fence: int, offset: int,
     kept = [msgspec.to_builtins(part)]
     stored: int | None = await tx.fetchval(RECORD_PART, upload_id, fence, offset, part.size_bytes, kept)
     return stored
+
+
+LAY_ASIDE = """
+UPDATE uploads SET writer = NULL, tail_key = coalesce($3, tail_key), tail_bytes = coalesce($4, tail_bytes)
+WHERE id = $1 AND fence = $2 AND completing_until IS NULL RETURNING true
+"""
+
+
+async def lay_aside(tx: Transaction, upload_id: UUID, fence: int, tail_key: str | None, tail_bytes: int | None) -> bool:
+    """Its writer gives it up, for anybody to `take`; with the tail that it has laid aside, None: no other than before.
+
+    False: another writer took over, or the file is just being made.
+    """
+    return await tx.fetchval(LAY_ASIDE, upload_id, fence, tail_key, tail_bytes) is not None
 
 
 LEASE = f"""

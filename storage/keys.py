@@ -27,6 +27,11 @@ def incoming(tenant_id: UUID, call_id: UUID, file_id: UUID) -> str:
     return f"{tenant_id}/{call_id}/{file_id}.incoming"
 
 
+def tail(content_key: str, fence: int) -> str:
+    """Where the writer with that fence lays what is less than a part, for whoever goes on."""
+    return f"{content_key}.tail-{fence}"
+
+
 def preview(tenant_id: UUID, call_id: UUID, file_id: UUID) -> str:
     """Where a file's preview is."""
     return f"{tenant_id}/{call_id}/{file_id}.preview"
