@@ -43,6 +43,7 @@ from hub.dispatch import Dispatcher
 from hub.media.livekit import LiveKit
 from hub.media.values import Server
 from hub.media.webhooks import parse
+from hub.passwords import Passwords
 from hub.protocol.presence import PresenceChanged
 from hub.settings import Address, Settings
 from hub.state.presence import Presence
@@ -84,6 +85,7 @@ class Node:
         self.cluster = cluster
         self.media = media
         self.tokens = tokens
+        self.passwords = Passwords()
         self.bus = cluster.bus
         self.roster = cluster.roster
         self.limits = cluster.limits
@@ -272,7 +274,9 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
         cluster = make_cluster(settings)
         await cluster.start()
         stack.push_async_callback(cluster.stop)
-        yield Node(settings, db, cluster, media, make_tokens(settings))
+        node = Node(settings, db, cluster, media, make_tokens(settings))
+        stack.callback(node.passwords.close)
+        yield node
 
 
 @asynccontextmanager
@@ -311,7 +315,7 @@ async def _serving(
     )
     public = web.Application()
     middleware.setup(public, origins=settings.origins, https=settings.public_url.startswith("https"))
-    rest.setup(public, dispatcher, node)
+    rest.setup(public, dispatcher, node, proxies=settings.trusted_proxies)
     webhook.setup(public, verify=node.media.verify_webhook, db=node.db, wake=inbox.wake.set)
     health.setup(public, checks)
     docs.setup(public, documents.openapi, documents.asyncapi)
@@ -445,7 +449,7 @@ def make_tokens(settings: Settings) -> Tokens:
             audience=settings.jwt_audience,
             issuer=settings.jwt_issuer,
             default_tenant=tenant_id(settings.default_tenant),
-            guest_secret=settings.cluster_secret or "",
+            guest_secret=settings.cluster_secret or settings.livekit_api_secret,
         )
     )
 
@@ -509,6 +513,7 @@ def make_rules(settings: Settings) -> Rules:
         recovery_window_s=settings.recovery_window_s,
         lobby_timeout_s=settings.lobby_timeout_s,
         lobby_cooldown_s=settings.lobby_cooldown_s,
+        public_url=settings.public_url,
         sockets=make_edge_options(settings).published(),
     )
 

@@ -16,12 +16,13 @@ import msgspec
 
 from hub.policy import PERMISSIONS, Permission
 
-Need = Literal["anyone", "user", "member", "admin", "operator"] | Permission
-"""Who may call: `anyone` with a session (guests too), a `user` (no guest), a `member` of the call named by `call_id`,
+Need = Literal["public", "anyone", "user", "member", "admin", "operator"] | Permission
+"""Who may call: the `public`, without a token (REST only; a token that is sent must be good), `anyone` with a token
+(guests too), a `user` (no guest), a `member` of the call named by `call_id`,
 an `admin` of the tenant, an `operator` of the installation (a service token), or a member (or owner) of the call with
 that permission."""
 
-NEEDS: frozenset[str] = frozenset(("anyone", "user", "member", "admin", "operator", *PERMISSIONS))
+NEEDS: frozenset[str] = frozenset(("public", "anyone", "user", "member", "admin", "operator", *PERMISSIONS))
 
 _NAME = re.compile(r"[a-z_]+:[a-z_]+")
 

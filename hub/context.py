@@ -55,6 +55,13 @@ class Actor(msgspec.Struct, frozen=True):
     avatar_url: str = ""
     hub_role: Literal["viewer", "admin"] | None = None
     guest: GuestPass | None = None
+    # In lower case; empty where the identity provider does not vouch for it.
+    email: str = ""
+
+    @property
+    def nobody(self) -> bool:
+        """Somebody without a token, whom only `public` commands let in."""
+        return not self.user_id
 
     @property
     def admin(self) -> bool:
@@ -65,6 +72,24 @@ class Actor(msgspec.Struct, frozen=True):
     def operator(self) -> bool:
         """Of the installation, with all its tenants."""
         return self.role == "service_role"
+
+
+NOBODY = Actor(tenant_id=UUID(int=0), user_id="", role="anon", expires_at=datetime.max.replace(tzinfo=UTC))
+
+
+class Visitor(msgspec.Struct, frozen=True):
+    """Where a request of the public came from. Nothing of it is kept or logged as it is."""
+
+    # An IPv4 address, or the /64 that an IPv6 address is in: whoever has one has all of it.
+    network: str = ""
+    agent: str = ""
+    # The host of the page that led here.
+    referrer: str = ""
+    # False: looked at ahead of time by a browser, or only asked whether it is there.
+    opens: bool = True
+
+
+_UNSEEN = Visitor()
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -236,6 +261,18 @@ class Verdict(Protocol):
 
 class Limits(Protocol):
     async def allow(self, key: str, times: int, per_s: float) -> Verdict: ...
+    async def look(self, key: str, times: int, per_s: float) -> Verdict:
+        """Whether one use would be allowed now; nothing is counted."""
+        ...
+
+
+class Passwords(Protocol):
+    """Slow on purpose, and beside the loop. Raises RateLimited while too many wait."""
+
+    async def hash(self, password: str) -> str: ...
+    async def check(self, password: str, hashed: str | None) -> bool:
+        """Whether that is the password. `hashed` None: it is not, and to find that out takes the same work."""
+        ...
 
 
 class NodeEntry(Protocol):
@@ -345,7 +382,9 @@ class Hub(Protocol):
     @property
     def rules(self) -> Rules: ...
     @property
-    def tokens(self) -> TokenVerifier: ...
+    def tokens(self) -> TokenDesk: ...
+    @property
+    def passwords(self) -> Passwords: ...
     @property
     def clock(self) -> Callable[[], datetime]: ...
     @property
@@ -364,10 +403,25 @@ class Hub(Protocol):
         ...
 
 
-class TokenVerifier(Protocol):
-    """Raises TokenInvalid or TokenExpired."""
+class IssuedToken(Protocol):
+    @property
+    def token(self) -> str: ...
+    @property
+    def user_id(self) -> str: ...
+    @property
+    def expires_at(self) -> datetime: ...
 
-    async def verify(self, token: str) -> Actor: ...
+
+class TokenDesk(Protocol):
+    async def verify(self, token: str) -> Actor:
+        """Raises TokenInvalid or TokenExpired."""
+        ...
+
+    def issue_guest(
+        self, *, tenant: UUID, guest: GuestPass, display_name: str = "", user_id: str | None = None
+    ) -> IssuedToken:
+        """A token for somebody new, or (`user_id`) for a guest who has or had one."""
+        ...
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True):
@@ -400,13 +454,17 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     # the other's rooms for orphans.
     room_mark: str = "hub0"
     recovery_window_s: int = 120
+    # Where links lead: `{public_url}/join/{short_code}`.
+    public_url: str = "http://127.0.0.1:8080"
+    # Somebody's, to one call, that are not revoked.
+    links_per_call: int = 100
     # What the socket edge holds its clients to, by name.
     sockets: Mapping[str, Any] = {}
 
     def published(self) -> dict[str, Any]:
         """What everybody may know, for `/limits` and `session:ready`."""
         limits: dict[str, Any] = msgspec.to_builtins(self)
-        del limits["room_mark"], limits["sockets"]
+        del limits["room_mark"], limits["public_url"], limits["sockets"]
         return {**limits, **self.sockets}
 
 
@@ -424,6 +482,7 @@ class Context:
     client: str = ""
     # Of the socket.
     namespace: str = APPS
+    visitor: Visitor = _UNSEEN
     # Filled by the dispatcher for commands that need a member or a permission.
     _member: Member | None = None
     # The answer already kept beside the effect, in the same transaction.

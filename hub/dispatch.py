@@ -23,7 +23,7 @@ from db import errors as db_errors
 from db import idempotency
 from hub import metrics
 from hub.commands import Command, Commands
-from hub.context import TELL_S, Actor, Context, Hub, Member
+from hub.context import TELL_S, Context, Hub, Member
 from hub.eager import within
 from hub.policy import Permission
 from hub.protocol import errors
@@ -127,7 +127,7 @@ class Dispatcher:
             await asyncio.wait(self._alone, timeout=TELL_S)
 
     async def _run(self, ctx: Context, command: Command, payload: Mapping[str, Any] | msgspec.Raw) -> Answer:
-        wait_ms = await self._shared_wait(ctx, command) if command.rate.shared else self._wait(ctx.actor, command)
+        wait_ms = await self._shared_wait(ctx, command) if command.rate.shared else self._wait(ctx, command)
         if wait_ms:
             raise errors.RateLimited(
                 f"{command.rate.times} {command.name} per {command.rate.per_s:g} s", retry_after_ms=wait_ms
@@ -135,7 +135,7 @@ class Dispatcher:
         if isinstance(payload, msgspec.Raw):
             message = self._directly(ctx, command, payload)
             if message is not None:
-                if command.needs != "anyone":
+                if command.needs not in ("public", "anyone"):
                     await self._permit(ctx, command, message)
                 return Answer(await command.run(ctx, message))
             payload = _loaded(payload)
@@ -166,13 +166,13 @@ class Dispatcher:
             return None
 
     async def _shared_wait(self, ctx: Context, command: Command) -> int:
-        key = f"{command.name}:{ctx.actor.tenant_id}:{ctx.actor.user_id}"
+        key = f"{command.name}:{ctx.actor.tenant_id}:{_who(ctx, command)}"
         verdict = await self._hub.limits.allow(key, command.rate.times, command.rate.per_s)
         return 0 if verdict.allowed else verdict.retry_after_ms
 
-    def _wait(self, actor: Actor, command: Command) -> int:
+    def _wait(self, ctx: Context, command: Command) -> int:
         """Milliseconds; 0 where the command may run now."""
-        key, buckets = (actor.tenant_id.int, actor.user_id, command.name), self._buckets
+        key, buckets = (ctx.actor.tenant_id.int, _who(ctx, command), command.name), self._buckets
         bucket = buckets.get(key)
         if bucket is None:
             # The oldest bucket goes: one that was not used for 20,000 others is full again, or next to it.
@@ -185,7 +185,7 @@ class Dispatcher:
 
     async def _permit(self, ctx: Context, command: Command, message: Any) -> None:
         match command.needs:
-            case "anyone":
+            case "public" | "anyone":
                 return
             case "user":
                 if ctx.actor.role == "guest":
@@ -252,6 +252,11 @@ class Dispatcher:
         except db_errors.DatabaseUnavailable:
             # The lease ends by itself.
             log.warning("claim_not_released", request_id=ctx.request_id)
+
+
+def _who(ctx: Context, command: Command) -> str:
+    """Whose uses are counted together: the public is told apart by where it is."""
+    return ctx.visitor.network if command.needs == "public" else ctx.actor.user_id
 
 
 def decode(message: type[Any], fields: Mapping[str, Any]) -> Any:

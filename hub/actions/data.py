@@ -33,6 +33,8 @@ async def send(ctx: Context, message: SendData) -> Empty:
     members.demand_open(ctx.member.call)
     if rank(ctx.member.role) < rank("participant"):
         raise errors.Forbidden("viewers send no data")
+    # Clients of the SFU chat by data.
+    members.demand(ctx.member, "chat_post")
     call = ctx.member.call
     identities = await _identities(ctx, message) if message.to is not None else None
     if call.status == "active":

@@ -49,7 +49,8 @@ async def admit(
 ) -> Seat:
     """A seat for the actor, in the caller's transaction, which holds the call's row until it ends.
 
-    Raises NotFound, CallEnded, Banned, RoomLocked, LobbyRequired, LobbyDenied, Conflict (too many devices) or RoomFull.
+    Raises NotFound, CallEnded, Banned, LinkExpired, RoomLocked, LobbyRequired, LobbyDenied, Conflict (too many devices)
+    or RoomFull.
     Who has a seat already keeps it. A seat is a device's: one that is in, or a token that may still let it in; a person
     has at most `devices_per_call`.
     """
@@ -70,6 +71,9 @@ async def admit(
     known = [participant] if participant else await participants.of_user(tx, call_id, actor.user_id)
     role = members.role_of(actor, call, known[-1] if known else None)
     if participant is None or not await participants.seated(tx, participant.id, now):
+        ctx.actor = actor = await members.as_linked(tx, actor)
+        if not known:
+            role = members.role_of(actor, call, None)
         if call.locked and rank(role) < rank("moderator"):
             raise errors.RoomLocked()
         await waiting.demand_let_in(ctx, tx, call, role)
@@ -94,7 +98,8 @@ async def admit(
         via_link_id=actor.guest.link_id if actor.guest else None,
         now=now,
     )
-    return Seat(call, participant, role, members.as_member(actor, call, participant).permissions)
+    without = await members.taken_away(tx, actor, participant)
+    return Seat(call, participant, role, members.as_member(actor, call, participant, without).permissions)
 
 
 async def access(ctx: Context, tx: Transaction, seat: Seat) -> MediaAccess:

@@ -37,9 +37,10 @@ commands = Commands()
 @commands.add("lobby:knock", needs="anyone", rate=Rate(20, per_s=60), emits=(LobbyKnocked,))
 async def knock(ctx: Context, message: Knock) -> LobbyTicket:
     """Ask to be let into a call. Asking again, after a reconnect say, tells your place and changes nothing."""
-    actor, now = ctx.actor, ctx.now()
+    now = ctx.now()
     async with ctx.deciding(message.call_id) as tx:
         call = await _door(ctx, tx, message.call_id)
+        actor = ctx.actor
         # Whose time is over must not stand in the way until the clock comes round.
         ctx.due_to_users(await waiting.expire(tx, call, now))
         entry = await lobby.of_user(tx, call.id, actor.user_id)
@@ -71,6 +72,7 @@ async def _door(ctx: Context, tx: Transaction, call_id: UUID) -> Call:
     members.demand_open(call)
     if not members.heads(ctx.actor, call) and await bans.active(tx, call_id, ctx.actor.user_id, ctx.now()):
         raise errors.Banned()
+    ctx.actor = await members.as_linked(tx, ctx.actor)
     return call
 
 

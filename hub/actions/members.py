@@ -36,7 +36,8 @@ async def authorize(ctx: Context, call_id: UUID, permission: Permission | None) 
             raise errors.NotFound()
         mine = await participants.of_user(tx, call_id, actor.user_id)
         banned = await bans.active(tx, call_id, actor.user_id, ctx.now())
-    person = _own(ctx, call_id, mine)
+        person = _own(ctx, call_id, mine)
+        without = await taken_away(tx, actor, person)
     if not heads(actor, call):
         if person is None:
             raise errors.NotFound()
@@ -45,7 +46,7 @@ async def authorize(ctx: Context, call_id: UUID, permission: Permission | None) 
         if person.status == "kicked":
             # They may come again (`room:join`), and have no part in it until then.
             raise errors.NotInRoom()
-    member = as_member(actor, call, person)
+    member = as_member(actor, call, person, without)
     if ctx.attending is not None and (person is None or person.id != ctx.attending.rooms.get(call_id)):
         member = msgspec.structs.replace(member, participant=None)
     if permission is not None:
@@ -65,10 +66,22 @@ def heads(actor: Actor, call: Call) -> bool:
     return actor.admin or actor.user_id == call.owner_id
 
 
-def as_member(actor: Actor, call: Call, participant: Participant | None) -> Member:
+def as_member(
+    actor: Actor, call: Call, participant: Participant | None, without: frozenset[str] = frozenset()
+) -> Member:
+    """`without`: the features that the link they came by takes away (`taken_away`)."""
     role = role_of(actor, call, participant)
     denied = actor.guest.denied if actor.guest else ()
-    return Member(call, participant, role, permissions(role, features_off=features_off(call), denied=denied))
+    off = without.union(features_off(call))
+    return Member(call, participant, role, permissions(role, features_off=off, denied=denied))
+
+
+async def taken_away(tx: Transaction, actor: Actor, participant: Participant | None) -> frozenset[str]:
+    """The features that the link takes away by which somebody came, as it is now."""
+    link_id = actor.guest.link_id if actor.guest else None
+    if participant is not None:
+        link_id = participant.via_link_id or link_id
+    return await links.features_off(tx, link_id) if link_id else frozenset()
 
 
 def role_of(actor: Actor, call: Call, participant: Participant | None) -> Role:
@@ -94,6 +107,26 @@ def features_off(call: Call) -> tuple[str, ...]:
     return tuple(feature for feature, on in switches.items() if not on)
 
 
+async def as_linked(tx: Transaction, actor: Actor) -> Actor:
+    """A guest as the link that they came by is now, whatever their token says; others as they are.
+
+    Raises LinkExpired where it was revoked.
+    """
+    given = actor.guest
+    if given is None or given.link_id is None:
+        return actor
+    link = await links.terms(tx, given.link_id)
+    if link is None or link.revoked:
+        raise errors.LinkExpired("the link was revoked")
+    role = lower(given.role, as_role(link.default_role))
+    now = msgspec.structs.replace(given, role=role, approval=link.require_approval)
+    return msgspec.structs.replace(actor, guest=now)
+
+
+def lower(one: Role, other: Role) -> Role:
+    return one if rank(one) <= rank(other) else other
+
+
 async def allowed(tx: Transaction, call: Call, participant: Participant) -> Permissions:
     """What somebody may do, with what the link they came by takes away."""
     off = set(features_off(call))
@@ -109,7 +142,7 @@ def standing(call: Call, participant: Participant) -> Role:
 
 def grant_of(role: Role, may: Permissions) -> Grant:
     """The same rights, as LiveKit enforces them."""
-    return Grant(can_publish_sources=publish_sources(may), can_publish_data=rank(role) >= rank("participant"))
+    return Grant(can_publish_sources=publish_sources(may), can_publish_data="chat_post" in may)
 
 
 def demand_open(call: Call) -> None:

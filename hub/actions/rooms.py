@@ -203,7 +203,11 @@ async def update(ctx: Context, message: UpdateRoom) -> RoomAnswer:
             recording_enabled=_given(features.recording),
             metadata=metadata,
         )
-        switched = after.screen_sharing_enabled != before.screen_sharing_enabled
+        # What the SFU enforces as well: shared screens, and data, by which its clients chat.
+        switched = (after.screen_sharing_enabled, after.chat_enabled) != (
+            before.screen_sharing_enabled,
+            before.chat_enabled,
+        )
         people = await rights.everybody(tx, after) if switched else []
         settled = await rights.withdraw(tx, after.id, people, ctx.now(), grace_of(ctx.hub.rules))
         answer = RoomAnswer(call_view(after))

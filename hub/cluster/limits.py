@@ -32,18 +32,26 @@ class Limits:
 
     async def allow(self, key: str, times: int, per_s: float) -> Verdict:
         """Count one use of `key`, of which `times` per `per_s` seconds are allowed, all of them at once if need be."""
+        return await self._ask(key, times, per_s, count=True)
+
+    async def look(self, key: str, times: int, per_s: float) -> Verdict:
+        """Whether `allow` would allow one use of `key` now. Counts nothing."""
+        return await self._ask(key, times, per_s, count=False)
+
+    async def _ask(self, key: str, times: int, per_s: float, *, count: bool) -> Verdict:
         interval_ms = per_s * 1000 / times
         try:
-            wait_ms = int(await self._door.run(_GCRA, [self._keys.limit(key)], interval_ms, per_s * 1000))
+            wait_ms = int(await self._door.run(_GCRA, [self._keys.limit(key)], interval_ms, per_s * 1000, int(count)))
         except ClusterUnavailable:
-            wait_ms = self._alone(key, times, per_s)
+            wait_ms = self._alone(key, times, per_s, count=count)
         return Verdict(False, wait_ms) if wait_ms else _ALLOWED
 
-    def _alone(self, key: str, times: int, per_s: float) -> int:
+    def _alone(self, key: str, times: int, per_s: float, *, count: bool) -> int:
         bucket = self._buckets.pop(key, None)
         if bucket is None or bucket.times != times:
             bucket = Bucket(times, per_s)
             if len(self._buckets) >= _BUCKETS:
                 del self._buckets[next(iter(self._buckets))]
         self._buckets[key] = bucket
-        return bucket.take(asyncio.get_running_loop().time())
+        now = asyncio.get_running_loop().time()
+        return bucket.take(now) if count else bucket.wait(now)

@@ -92,6 +92,7 @@ def error_table() -> JsonObject:
 
 def described(command: Command) -> str:
     who = {
+        "public": "anybody, without a token too",
         "anyone": "anybody with a token, guests too",
         "user": "users, not guests",
         "member": "members of the call",

@@ -99,6 +99,8 @@ def _operation(command: Command, schemas: JsonObject) -> JsonObject:
     parameters += _header_parameters(command)
     if parameters:
         operation["parameters"] = parameters
+    if command.needs == "public":
+        operation["security"] = [{}, {"bearer": []}]
     operation["responses"] = _responses(command, schemas)
     operation["x-command"] = command.name
     operation["x-needs"] = command.needs

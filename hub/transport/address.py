@@ -30,6 +30,19 @@ def client_address(address: str, forwarded_for: str, trusted: tuple[Network, ...
     return address
 
 
+def network_of(address: str) -> str:
+    """What limits count together: an IPv4 address, or the /64 of an IPv6 one. "" where it is no address."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return ""
+    if isinstance(found, ipaddress.IPv4Address):
+        return str(found)
+    if found.ipv4_mapped:
+        return str(found.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(found) >> 64 << 64, 64)))
+
+
 def _is_address(text: str) -> bool:
     try:
         ipaddress.ip_address(text)

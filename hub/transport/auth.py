@@ -37,6 +37,7 @@ _MAX_CACHED = 10_000
 # Organisations whose ids are no UUIDs get one made of them. Changing this moves every such tenant's data out of reach.
 _TENANTS = UUID("5f0a7f9c-52a5-5f0e-9d0c-6f1d3a7f4a52")
 _CANONICAL_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_EMAIL = re.compile(r"[^@\s\x00-\x1f]{1,64}@[^@\s\x00-\x1f]{1,253}")
 _ROLES = ("authenticated", "anon", "service_role")
 
 UserRole = Literal["authenticated", "anon", "service_role"]
@@ -197,6 +198,7 @@ class Tokens:
             avatar_url=_avatar(user.get("avatar_url")),
             # An unknown word gives nothing.
             hub_role=hub_role if hub_role in ("viewer", "admin") else None,
+            email=_email(claims),
         )
 
     def issue_guest(
@@ -289,6 +291,14 @@ def _object(claims: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 def _avatar(value: object) -> str:
     return value if isinstance(value, str) and value.startswith("https://") and len(value) <= 1024 else ""
+
+
+def _email(claims: Mapping[str, Any]) -> str:
+    """The address that the identity provider vouches for. What `user_metadata` says, people write themselves."""
+    value = claims.get("email")
+    if not isinstance(value, str) or claims.get("email_verified", True) is not True:
+        return ""
+    return value.lower() if _EMAIL.fullmatch(value) else ""
 
 
 def _derived(secret: str) -> bytes:

@@ -10,7 +10,7 @@ import functools
 import operator
 import re
 import types
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 from uuid import UUID
 
@@ -20,11 +20,13 @@ from aiohttp import hdrs, web
 from db import calls
 from db import errors as db_errors
 from hub.commands import Command
-from hub.context import Actor, Context, Hub
+from hub.context import NOBODY, Actor, Context, Hub, Visitor
 from hub.dispatch import Answer, Dispatcher, invalid
 from hub.protocol import errors
 from hub.protocol.errors import FieldError
+from hub.state.visits import host_of
 from hub.transport import auth
+from hub.transport.address import Network, client_address, network_of, networks
 from hub.transport.middleware import COMMAND, REQUEST_ID, read_body
 
 BASE: Final = "/api/v1"
@@ -35,25 +37,29 @@ _ROOM_NAME = re.compile(r"room_[a-z0-9]+_\d{1,20}")
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,128}")
 
 
-def setup(app: web.Application, dispatcher: Dispatcher, hub: Hub) -> None:
-    """Add the route of every declared command."""
+def setup(app: web.Application, dispatcher: Dispatcher, hub: Hub, *, proxies: Iterable[str] = ()) -> None:
+    """Add the route of every declared command. `proxies`: networks whose X-Forwarded-For is believed."""
+    trusted = networks(proxies)
     for command in dispatcher.commands:
         if command.http is not None:
-            path, handler = BASE + command.http.path, _handler(command, dispatcher, hub)
+            path, handler = BASE + command.http.path, _handler(command, dispatcher, hub, trusted)
             app.router.add_route(command.http.method, path, handler)
             if command.http.method == hdrs.METH_GET:
                 app.router.add_route(hdrs.METH_HEAD, path, handler)
 
 
 def _handler(
-    command: Command, dispatcher: Dispatcher, hub: Hub
+    command: Command, dispatcher: Dispatcher, hub: Hub, trusted: tuple[Network, ...]
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     kinds = {field.encode_name: _given(field.type) for field in msgspec.structs.fields(command.message)}
 
     async def handle(request: web.Request) -> web.StreamResponse:
         request[COMMAND] = command
         # First of all: who is not let in learns nothing about bodies and fields.
-        actor = await authenticate(request, hub)
+        if command.needs == "public" and hdrs.AUTHORIZATION not in request.headers:
+            actor = NOBODY
+        else:
+            actor = await authenticate(request, hub)
         fields = await _fields(request, command, kinds, actor, hub)
         ctx = Context(
             hub=hub,
@@ -62,6 +68,7 @@ def _handler(
             op_key=_op_key(request, command),
             if_match=_if_match(request),
             client=_client(request),
+            visitor=visitor_of(request, trusted) if command.needs == "public" else Visitor(),
         )
         # A client that hangs up takes its work along; but what is decided is told to the others.
         return _response(command, await dispatcher.run_for(ctx, command, fields, door="rest"))
@@ -212,6 +219,17 @@ def _if_match(request: web.Request) -> str | None:
     if len(tag) > 256:
         raise errors.BadRequest("If-Match: at most 256 characters")
     return None if tag in ("", "*") else tag
+
+
+def visitor_of(request: web.Request, trusted: tuple[Network, ...]) -> Visitor:
+    address = client_address(request.remote or "", request.headers.get("X-Forwarded-For", ""), trusted)
+    early = request.headers.get("Sec-Purpose", request.headers.get("Purpose", ""))
+    return Visitor(
+        network=network_of(address),
+        agent=request.headers.get(hdrs.USER_AGENT, "")[:512],
+        referrer=host_of(request.headers.get(hdrs.REFERER, "")),
+        opens=request.method != hdrs.METH_HEAD and "prefetch" not in early,
+    )
 
 
 def _client(request: web.Request) -> str:

@@ -23,13 +23,26 @@ from hub.actions import all_commands
 from hub.actions.members import authorize
 from hub.actions.orders import learn
 from hub.cluster import Cluster
-from hub.context import Actor, Context, GuestPass, Position, Reconciliation, RosterEntry, Rules
+from hub.context import (
+    NOBODY,
+    Actor,
+    Context,
+    GuestPass,
+    IssuedToken,
+    Position,
+    Reconciliation,
+    RosterEntry,
+    Rules,
+    Visitor,
+)
 from hub.dispatch import Ack, Dispatcher
 from hub.embedded import Valkey
 from hub.media.livekit import LiveKit
+from hub.passwords import Passwords
 from hub.policy import Permission, Role
 from hub.protocol.errors import HubError, TokenInvalid
 from hub.state.facts import FactEvent, ParticipantJoined, Source, TrackPublished
+from hub.transport.auth import TokenRules, Tokens
 from tests.conftest import TestDatabase
 from tests.fakes.livekit import FakeLiveKit
 
@@ -107,6 +120,7 @@ class Socket:
 class Person:
     hub: Node
     actor: Actor
+    visitor: Visitor = field(default_factory=Visitor)
 
     @property
     def id(self) -> str:
@@ -124,7 +138,7 @@ class Person:
 
     async def do(self, name: str, /, **fields: Any) -> Any:
         """By REST."""
-        return await self.hub.do(self.actor, name, fields)
+        return await self.hub.do(self.actor, name, fields, visitor=self.visitor)
 
     async def refused(self, name: str, /, **fields: Any) -> str:
         """The code of the refusal, or `ok`."""
@@ -150,10 +164,16 @@ class _Reconciler:
 
 
 class _Tokens:
-    """Tokens that are what they say: `<user>` is somebody, all else is refused."""
+    """Tokens that are what they say: `<user>` is somebody, all else is refused. Those of guests are real."""
 
     def __init__(self) -> None:
         self.actors: dict[str, Actor] = {}
+        self.real = Tokens(TokenRules(secrets=("the-secret-of-these-tests-is-long-enough",)))
+
+    def issue_guest(
+        self, *, tenant: UUID, guest: GuestPass, display_name: str = "", user_id: str | None = None
+    ) -> IssuedToken:
+        return self.real.issue_guest(tenant=tenant, guest=guest, display_name=display_name, user_id=user_id)
 
     async def verify(self, token: str) -> Actor:
         if token not in self.actors:
@@ -170,6 +190,7 @@ class Node:
         self.nodes, self.sessions = cluster.nodes, cluster.sessions
         self.presence, self.watching = cluster.presence, cluster.watching
         self.reconcile, self.tokens = _Reconciler(), _Tokens()
+        self.passwords = Passwords(cost=4)
         self.rules = Rules()
         self.ahead = timedelta()
         self.sockets: list[Socket] = []
@@ -250,6 +271,10 @@ class Node:
         )
         return Person(self, actor)
 
+    def passerby(self, network: str = "192.0.2.1", agent: str = "Mozilla/5.0 (X11; Linux x86_64)") -> Person:
+        """Somebody of the public, without a token."""
+        return Person(self, NOBODY, Visitor(network, agent))
+
     def context(self, actor: Actor, socket: Socket | None = None) -> Context:
         return Context(
             hub=self,
@@ -267,11 +292,13 @@ class Node:
         *,
         socket: Socket | None = None,
         if_match: str | None = None,
+        visitor: Visitor | None = None,
     ) -> Any:
         command = self.dispatcher.commands.get(name)
         assert command is not None, name
         ctx = self.context(actor, socket)
         ctx.if_match = if_match
+        ctx.visitor = visitor or ctx.visitor
         try:
             answer = await self.dispatcher.run(ctx, command, _plain(fields), door="socket" if socket else "rest")
         finally:
@@ -371,5 +398,6 @@ async def hub(database: TestDatabase, valkey: Valkey, env_name: str, livekit: Fa
         )
         media = await stack.enter_async_context(LiveKit({"default": livekit.server}))
         node = Node(db, cluster, media, livekit, database.admin_dsn)
+        stack.callback(node.passwords.close)
         cluster.bus.listen(node)
         yield node

@@ -32,6 +32,18 @@ async def test_waiting_as_long_as_told_is_enough(open_node: OpenNode) -> None:
     assert (await a.limits.allow("k", 3, 0.3)).allowed
 
 
+async def test_looking_counts_nothing(open_node: OpenNode, own_valkey: Valkey) -> None:
+    a, _ = await open_node("a", url=own_valkey.url)
+    for key in ("shared", "alone"):
+        if key == "alone":
+            own_valkey.stop()
+        for _ in range(3):
+            assert (await a.limits.look(key, 2, 60)).allowed
+        for _ in range(2):
+            assert (await a.limits.allow(key, 2, 60)).allowed
+        assert 0 < (await a.limits.look(key, 2, 60)).retry_after_ms <= 30_001
+
+
 async def test_without_redis_each_node_counts_for_itself(open_node: OpenNode, own_valkey: Valkey) -> None:
     a, _ = await open_node("a", url=own_valkey.url)
     own_valkey.stop()

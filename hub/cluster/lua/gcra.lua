@@ -1,5 +1,6 @@
 -- Generic cell rate algorithm: `times` at once, refilled evenly. Answers 0, or the milliseconds until the next one.
 -- KEYS  1 the limit     ARGV  1 interval between two (ms, may be fractional)  2 how far ahead one may be (ms)
+--                             3 1: count it, 0: only look
 local time = redis.call('TIME')
 local now = time[1] * 1000 + time[2] / 1000
 local interval, ahead = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -8,6 +9,9 @@ local next = due + interval
 -- Half a millisecond of slack: intervals are fractions.
 if next - now > ahead + 0.5 then
   return math.ceil(next - now - ahead)
+end
+if ARGV[3] == '0' then
+  return 0
 end
 redis.call('SET', KEYS[1], string.format('%.3f', next), 'PX', math.ceil(next - now) + 1)
 return 0
