@@ -489,6 +489,8 @@ class Context:
     kept: bool = False
     # The effect is about to be committed: from here on others are told of it, whoever still waits for the answer.
     decided: bool = False
+    # Gives the caller an answer when the command's time is over and what it decided is still being told.
+    overdue: Callable[[], None] | None = None
     # What follows the commit of the transaction in hand.
     _steps: list[Callable[[], Awaitable[object]]] = field(default_factory=list)
 
@@ -524,8 +526,12 @@ class Context:
             self.decided = True
 
     def time_to_tell(self) -> float:
-        """When the command's time is over: the seconds that it gets still."""
-        return TELL_S if self.decided else 0.0
+        """When the command's time is over: the seconds that it gets still, while its caller waits no more."""
+        if not self.decided:
+            return 0.0
+        if self.overdue is not None:
+            self.overdue()
+        return TELL_S
 
     def due(self, call_id: UUID, events: Iterable[Event]) -> None:
         """What everybody in the room hears of the transaction in hand (`deciding`)."""

@@ -77,7 +77,8 @@ class Dispatcher:
     async def ack(self, ctx: Context, name: str, payload: Any) -> Ack:
         """Run a socket command. Never raises a refusal: it comes back as `Ack(ok=False, error=…)`.
 
-        `payload`: decoded, or the JSON itself, valid and not nested too deep, as `msgspec.Raw`.
+        `payload`: decoded, or the JSON itself, valid and not nested too deep, as `msgspec.Raw`. Where its time is
+        over and what it decided is still being told, `ctx.overdue` is called, once, before this returns.
         """
         command = self._by_name.get(name)
         if command is None or not command.socket or ctx.namespace not in command.namespaces:
@@ -111,15 +112,34 @@ class Dispatcher:
     async def run_for(self, ctx: Context, command: Command, payload: Mapping[str, Any], *, door: str) -> Answer:
         """The same for a caller who may be cancelled: what is undecided ends with them, what is decided goes on."""
         work = asyncio.ensure_future(self.run(ctx, command, payload, door=door))
+        overdue = asyncio.Event()
+        ctx.overdue = overdue.set
+        waiting = asyncio.ensure_future(overdue.wait())
         try:
-            return await asyncio.shield(work)
+            await asyncio.wait((work, waiting), return_when=asyncio.FIRST_COMPLETED)
+            if not work.done():
+                self._leave(work)
+                raise too_late(command)
+            return work.result()
         except asyncio.CancelledError:
-            if not ctx.decided:
+            if ctx.decided:
+                self._leave(work)
+            else:
                 work.cancel()
-            elif not work.done():
-                self._alone.add(work)
-                work.add_done_callback(self._alone.discard)
             raise
+        finally:
+            waiting.cancel()
+
+    def _leave(self, work: asyncio.Task[Answer]) -> None:
+        if not work.done():
+            self._alone.add(work)
+            work.add_done_callback(self._left)
+
+    def _left(self, work: asyncio.Task[Answer]) -> None:
+        self._alone.discard(work)
+        if not work.cancelled():
+            # Nobody waits for it, and it is logged.
+            work.exception()
 
     async def finish(self) -> None:
         """Until those are done that nobody waits for any more."""
@@ -267,6 +287,10 @@ def decode(message: type[Any], fields: Mapping[str, Any]) -> Any:
         raise invalid(str(error), message) from None
 
 
+def too_late(command: Command) -> errors.Timeout:
+    return errors.Timeout(f"{command.name} took longer than {command.deadline_s:g} s")
+
+
 def _loaded(payload: msgspec.Raw) -> Any:
     try:
         return loaded(payload)
@@ -285,7 +309,7 @@ def _refusal(ctx: Context, command: Command, error: Exception) -> HubError:
         case db_errors.DatabaseUnavailable():
             return errors.DatabaseUnavailable(retry_after_ms=1000)
         case TimeoutError():
-            return errors.Timeout(f"{command.name} took longer than {command.deadline_s:g} s")
+            return too_late(command)
     log.exception("command_crashed", command=command.name, request_id=ctx.request_id)
     return errors.Internal()
 

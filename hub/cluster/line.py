@@ -118,8 +118,8 @@ class Line:
         name = channel.encode()
         self._wanted[name] = sharded
         try:
-            if not self.up or self._hear is None:
-                raise LinkLost("not connected")
+            if not self.up or not self.publishes or self._hear is None:
+                raise LinkLost("not connected, or silent")
             confirmed = self._ask(self._hear, [name], sharded)[0]
             async with asyncio.timeout(SUBSCRIBE_S):
                 await confirmed

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import random
 import ssl
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,7 @@ log = structlog.get_logger(__name__)
 # A command that does not answer in this time is answered for by the caller: every socket command has 3 s in all.
 COMMAND_BUDGET_S = 0.5
 CONNECT_S = 0.5
+_BACKOFF_S = (0.05, 0.5)
 _LUA = Path(__file__).parent / "lua"
 
 Argument = bytes | str | int | float
@@ -55,7 +57,10 @@ class Door:
         self._sentinel: Sentinel | None = None
         self._service = ""
         self._link: Link | None = None
-        self._connecting = asyncio.Lock()
+        # The task that makes a new link, while one is missing.
+        self._connecting: asyncio.Task[None] | None = None
+        # The last thing known of the server is that it does not answer.
+        self._silent = False
         if scheme in ("redis", "rediss", "unix"):
             self._endpoint = _endpoint(url)
         elif scheme == "redis+sentinel":
@@ -96,43 +101,66 @@ class Door:
 
     async def _ask(self, words: tuple[Argument, ...], script: Script | None = None) -> Any:
         # Nothing is asked twice unasked: what has timed out may have run.
-        link = self._link
+        link = None
         try:
-            if link is None or not _serves(link):
-                async with asyncio.timeout(COMMAND_BUDGET_S):
-                    link = await self._connected()
+            link = await self._serving()
             try:
                 return await link.call(*words, budget_s=COMMAND_BUDGET_S)
             except ServerRefused as error:
                 if script is None or error.code != "NOSCRIPT":
                     raise
                 return await link.call("EVAL", script.text, *words[2:], budget_s=COMMAND_BUDGET_S)
-        except (LinkLost, OSError, TimeoutError) as error:
+        except (LinkLost, TimeoutError) as error:
             raise ClusterUnavailable() from error
         except ServerRefused as error:
             if error.code in WRONG_SERVER and link is not None:
                 link.close()
             raise ClusterUnavailable() from error
 
-    async def _connected(self) -> Link:
-        """Raises LinkLost or ClusterUnavailable."""
-        async with self._connecting:
-            link = self._link
-            if link is not None and _serves(link):
+    async def _serving(self) -> Link:
+        """The link, or a new one in place of one that was lost.
+
+        Raises LinkLost or TimeoutError: at once where a server is known to be silent. Many may ask one after the
+        other, in their turns, and must not wait for it one after the other as well.
+        """
+        link = self._link
+        if link is not None and link.up:
+            if link.oldest_wait_s() <= COMMAND_BUDGET_S:
                 return link
-            if link is not None:
-                link.close()
-            link = self._link = await connect(await self.endpoint(), timeout_s=CONNECT_S)
-            return link
+            # It may be half open.
+            link.close()
+            self._silent = True
+        if self._connecting is None:
+            self._connecting = asyncio.ensure_future(self._connect())
+        if self._silent:
+            raise LinkLost("the server is silent")
+        async with asyncio.timeout(COMMAND_BUDGET_S):
+            await asyncio.shield(self._connecting)
+        assert self._link is not None
+        return self._link
+
+    async def _connect(self) -> None:
+        """Until it is done: as long as nobody asks, there may be nobody to see it fail."""
+        wait_s = _BACKOFF_S[0]
+        try:
+            while True:
+                try:
+                    self._link = await connect(await self.endpoint(), timeout_s=CONNECT_S)
+                    self._silent = False
+                    return
+                except (LinkLost, ClusterUnavailable):
+                    self._silent = True
+                await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
+                wait_s = min(wait_s * 2, _BACKOFF_S[1])
+        finally:
+            self._connecting = None
 
     async def close(self) -> None:
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.wait([self._connecting])
         if self._link is not None:
             self._link.close()
-
-
-def _serves(link: Link) -> bool:
-    """A link on which something has waited for longer than it may is not used any more: it may be half open."""
-    return link.up and link.oldest_wait_s() <= COMMAND_BUDGET_S
 
 
 def _endpoint(url: str) -> Endpoint:

@@ -110,6 +110,9 @@ class RoomLog:
     async def read(self, keys: LogKeys, start: int | None = None) -> tuple[Head, list[Arrival]]:
         """Where the log stands, and its entries from the offset `start` on; without one, only the last entry."""
         first = "-" if start is None else start
+        if not self._line.publishes:
+            # Nobody waits for a server that is known to be silent: others may stand behind, for their turn.
+            raise ClusterUnavailable()
         try:
             epoch, offset, found = await self._line.run_script(
                 _READ, (keys.head, keys.log), _new_epoch(), first, LOG_EVENTS + 1, budget_s=READ_S

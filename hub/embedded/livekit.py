@@ -116,10 +116,10 @@ class LiveKit:
 
     def freeze(self) -> None:
         """It accepts connections and answers nothing: the hanging server of tests."""
-        self._running().signal(signal.SIGSTOP)
+        self._running().freeze()
 
     def thaw(self) -> None:
-        self._running().signal(signal.SIGCONT)
+        self._running().thaw()
 
     def __enter__(self) -> Self:
         return self.start()

@@ -157,6 +157,19 @@ class Child:
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
+    def freeze(self) -> None:
+        """Stop it where it stands; on return no thread of it runs any more."""
+        self.signal(signal.SIGSTOP)
+        give_up = time.monotonic() + STOP_S
+        # WNOWAIT: it stays to be told by others who wait for it.
+        while os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT) is None:
+            if time.monotonic() > give_up:
+                raise EmbeddedError(f"{self.argv[0]} does not stop")
+            time.sleep(0.002)
+
+    def thaw(self) -> None:
+        self.signal(signal.SIGCONT)
+
     def ended_within(self, timeout_s: float) -> bool:
         try:
             self._process.wait(timeout_s)

@@ -66,10 +66,10 @@ class Valkey:
 
     def freeze(self) -> None:
         """It accepts connections and answers nothing: the half-dead server of tests."""
-        self._running().signal(signal.SIGSTOP)
+        self._running().freeze()
 
     def thaw(self) -> None:
-        self._running().signal(signal.SIGCONT)
+        self._running().thaw()
 
     def __enter__(self) -> Self:
         return self.start()

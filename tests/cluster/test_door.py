@@ -58,17 +58,25 @@ async def test_many_commands_at_once_take_one_connection_and_keep_their_order(va
     await door.close()
 
 
-async def test_a_server_that_does_not_answer_costs_half_a_second_and_is_asked_anew(valkey: Valkey) -> None:
+async def test_a_server_that_does_not_answer_costs_half_a_second_once_and_is_asked_anew(valkey: Valkey) -> None:
     door = Door(valkey.url)
     await door.command("PING")
+    clock = asyncio.get_running_loop().time
     valkey.freeze()
     try:
-        started = asyncio.get_running_loop().time()
-        for _ in range(2):
+        started = clock()
+        for _ in range(200):
             with pytest.raises(ClusterUnavailable):
                 await door.command("PING")
-        assert asyncio.get_running_loop().time() - started < 2
+        assert clock() - started < 3
     finally:
         valkey.thaw()
-    assert await door.command("PING") == b"PONG"
+    thawed = clock()
+    while True:
+        try:
+            assert await door.command("PING") == b"PONG"
+            break
+        except ClusterUnavailable:
+            assert clock() - thawed < 10
+            await asyncio.sleep(0.05)
     await door.close()

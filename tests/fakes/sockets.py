@@ -107,6 +107,22 @@ async def nap(ctx: Context, message: Nap) -> Empty:
     return Empty()
 
 
+class Decide(msgspec.Struct, frozen=True):
+    call_id: UUID
+    seconds: float
+
+
+@commands.add("test:decide", needs="anyone", rate=FAST, mutates=False, deadline_s=0.1)
+async def decide(ctx: Context, message: Decide) -> Empty:
+    """Be in a room for good, and take some time to tell it."""
+    assert ctx.session is not None
+    ctx.decided = True
+    await asyncio.sleep(message.seconds)
+    await ctx.session.enter(message.call_id, uuid4())
+    await ctx.tell(message.call_id, Posted("decided"))
+    return Empty()
+
+
 @commands.add("test:crash", needs="anyone", rate=FAST, mutates=False)
 async def crash(ctx: Context, message: Empty) -> Empty:
     """Break."""

@@ -183,6 +183,13 @@ async def decide(ctx: Context, message: Nothing) -> Nothing:
     return message
 
 
+@commands.add("thing:decide_late", needs="user", http=Http("POST", "/late"), deadline_s=0.1, rate=_OFTEN)
+async def decide_late(ctx: Context, message: Nothing) -> Nothing:
+    """Be longer about the telling than the caller waits."""
+    await decide(ctx, message)
+    return message
+
+
 @commands.add("thing:crash", needs="user", http=Http("POST", "/crash"), rate=_OFTEN)
 async def crash(ctx: Context, message: Nothing) -> None:
     """Have a bug."""

@@ -321,6 +321,16 @@ async def test_what_is_decided_is_told_also_when_the_client_goes_away(stored: Do
     await asyncio.wait_for(stored.world.told.wait(), 3)
 
 
+async def test_whoever_asked_is_answered_in_time_while_what_was_decided_is_told(stored: Door) -> None:
+    """S-184: and a repeat under the same key is given the answer that was kept."""
+    headers = {"Idempotency-Key": "late-1"}
+    await refused(await stored.ask("POST", "/api/v1/late", headers=headers), 503, "timeout")
+    assert stored.world.decided.is_set() and not stored.world.told.is_set()
+    await asyncio.wait_for(stored.world.told.wait(), 3)
+    again = await stored.ask("POST", "/api/v1/late", headers=headers)
+    assert (again.status, again.headers["Idempotency-Replayed"]) == (200, "true")
+
+
 # Tags.
 
 

@@ -193,6 +193,22 @@ async def test_commands_of_a_connection_run_in_order_one_at_a_time(edge: Node) -
         assert heard == list(range(10)) and edge.hub.most_running == 1
 
 
+async def test_whoever_asked_is_answered_in_time_while_what_was_decided_is_told(edge: Node) -> None:
+    """S-184: with one answer; and who was told that it failed is not in, until they ask again."""
+    call_id = str(uuid4())
+    async with raw(edge.socket_url, token="good:ada") as client, raw(edge.socket_url, token="good:ben") as other:
+        await other.command("room:join", {"call_id": call_id})
+        answer = await client.command("test:decide", {"call_id": call_id, "seconds": 0.5})
+        assert answer["error"]["code"] == "timeout" and answer["error"]["retryable"]
+        assert not edge.hub.bus.logs
+        assert (await other.event())[1]["text"] == "decided"
+        assert await client.command("test:echo", {"text": "next"}) == {"ok": True, "data": {"text": "next"}}
+        await until(lambda: len(edge.hub.roster.entries) == 1)
+        await client.command("room:join", {"call_id": call_id})
+        await other.command("test:post", {"call_id": call_id, "text": "more"})
+        assert (await client.event())[1]["text"] == "more"
+
+
 async def test_members_hear_a_room_in_offset_order_and_leavers_do_not(edge: Node) -> None:
     call_id = str(uuid4())
     async with raw(edge.socket_url, token="good:a") as one, raw(edge.socket_url, token="good:b") as two:

@@ -228,8 +228,21 @@ class Packets:
         self._run(socket, self._command(session, number, ctx, name, payload))
 
     async def _command(self, session: Session, number: int | None, ctx: Context, name: str, payload: Any) -> None:
+        late = False
+
+        def overdue() -> None:
+            nonlocal late
+            late = True
+            refusal = errors.Timeout(f"{name} took longer than it may; what it did is done")
+            self._answer(session, number, Ack(ok=False, error=refusal.problem(ctx.request_id)))
+
+        ctx.overdue = overdue
         ack = await self._dispatcher.ack(ctx, name, payload)
-        self._answer(session, number, ack, holds_bytes=ack.ok and name in self._gives_bytes)
+        if not late:
+            self._answer(session, number, ack, holds_bytes=ack.ok and name in self._gives_bytes)
+        elif session.entered:
+            # The client was told that it is not in.
+            self._home.answered(session, False)
 
     def _unacceptable(self, name: str, size: int, foreign: bool, most: int) -> HubError | None:
         if size > most:
