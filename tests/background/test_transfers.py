@@ -26,6 +26,7 @@ from hub.background.transfers import Desk, Transfers
 from hub.protocol import errors
 from storage.errors import StorageUnavailable
 from storage.local import LocalStore
+from storage.signing import UrlSigner
 from storage.store import PART_BYTES, Part, Store
 from tests.conftest import TestDatabase
 from tests.db.people import make_call, tenant_id
@@ -142,7 +143,7 @@ async def site(database: TestDatabase, tmp_path: Path) -> AsyncIterator[Site]:
     async with AsyncExitStack() as stack:
         db = await Database.open(database.app_dsn, max_size=5, statement_timeout_s=5.0, acquire_timeout_s=5.0)
         stack.push_async_callback(db.close)
-        store = await stack.enter_async_context(LocalStore(tmp_path, base_url="http://hub", secret=b"x" * 32))
+        store = await stack.enter_async_context(LocalStore(tmp_path, UrlSigner("http://hub", b"x" * 32)))
         tenant = tenant_id()
         async with db.tenant(tenant, "olga") as tx:
             call = await make_call(tx)
@@ -244,6 +245,7 @@ async def test_a_store_that_fails_is_tried_again_and_the_client_hears_of_it_in_t
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(receiving, "_ROOM_S", 0.3)
+    monkeypatch.setattr(receiving, "_AGAIN_S", (0.05, 0.2))
     data = some_bytes(5 * PART_BYTES)
     upload = await site.offer(len(data))
     incoming = await site.take_up("one", upload.id)
