@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -335,7 +335,7 @@ async def _serving(
         Outcasts(node.db, edge.sessions, edge.control).run(),
         # As long as their place in a call is kept, people are there.
         node.presence.run_sweep(node.rules.socket_grace_s),
-        Tidy(node.db, node.clock).run(),
+        Tidy(node.db, node.clock, chat_for=timedelta(days=settings.chat_retention_days)).run(),
         checks.run(),
         vitals.watch(
             bus=node.bus, pool=node.db, nodes=node.nodes, sessions=edge.sessions, draining=lambda: control.draining
@@ -514,6 +514,7 @@ def make_rules(settings: Settings) -> Rules:
         lobby_timeout_s=settings.lobby_timeout_s,
         lobby_cooldown_s=settings.lobby_cooldown_s,
         public_url=settings.public_url,
+        chat_retention_days=settings.chat_retention_days,
         sockets=make_edge_options(settings).published(),
     )
 

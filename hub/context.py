@@ -449,6 +449,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     contacts_per_user: int = 1000
     # Requests that wait for one person; more do not arrive.
     contact_requests_per_user: int = 200
+    chat_retention_days: int = 90
     regions: tuple[str, ...] = ("default",)
     # Rooms of ours are called `room_<mark>…`. Another hub on the same LiveKit has another mark, so that neither takes
     # the other's rooms for orphans.

@@ -190,6 +190,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("AURALINK_SWEEP_S", "sweep_s", _seconds(1, 300), 10.0, "Time between two comparisons with LiveKit."),
     Setting("AURALINK_LOBBY_TIMEOUT_S", "lobby_timeout_s", _whole(10, 86_400), 600, "A knock that nobody answers is over after this."),
     Setting("AURALINK_LOBBY_COOLDOWN_S", "lobby_cooldown_s", _whole(0, 86_400), 60, "Who was denied may not knock again for this long."),
+    Setting("AURALINK_CHAT_RETENTION_DAYS", "chat_retention_days", _whole(1, 36_500), 90, "Chat messages are deleted after this."),
     Setting("AURALINK_RECOVERY_WINDOW_S", "recovery_window_s", _whole(10, 3600), 120, "How long a room's events can be had again after a reconnect."),
     Setting("AURALINK_DRAIN_S", "drain_s", _seconds(0, 300), 10.0, "Time over which a node that stops sends its sockets away."),
     Setting("AURALINK_LOG_FORMAT", "log_format", _choice("json", "console"), "json", "`json` or `console`."),
@@ -241,6 +242,7 @@ class Settings:
     sweep_s: float
     lobby_timeout_s: int
     lobby_cooldown_s: int
+    chat_retention_days: int
     recovery_window_s: int
     drain_s: float
     log_format: str

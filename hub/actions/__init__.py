@@ -3,6 +3,7 @@
 from hub.actions import (
     admin,
     auditing,
+    chat,
     contacts,
     data,
     entering,
@@ -29,6 +30,7 @@ def all_commands() -> Commands:
         muting,
         hands,
         lobby,
+        chat,
         media,
         data,
         presence,

@@ -14,6 +14,7 @@ from db.errors import DatabaseUnavailable
 from db.participants import Participant
 from hub.actions import joining, members, waiting
 from hub.actions.aftermath import carry_out, evict, put_out, settle
+from hub.actions.chat import recent
 from hub.actions.hands import queue
 from hub.actions.joining import Seat
 from hub.actions.views import call_view, participant_view
@@ -257,6 +258,7 @@ async def _snapshot(
         hands = await queue(tx, call_id)
         may = members.as_member(ctx.actor, call, me).permissions if call is not None else frozenset()
         lobby = await waiting.queue(tx, call) if call is not None and "lobby_admit" in may else None
+        written = await recent(tx, call_id, may)
     if call is None or me is None:
         raise errors.NotFound()
     if entering and not await _stands(ctx, call, me):
@@ -268,7 +270,8 @@ async def _snapshot(
         participants=[participant_view(each) for each in present],
         hands=hands,
         files=[],
-        chat=[],
+        chat=written.items,
+        chat_cursor=written.next_cursor,
         lobby=lobby,
         position=position,
         recovered=missed is not None,

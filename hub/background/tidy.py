@@ -1,4 +1,5 @@
-"""Forgetting what nobody asks for any more: kept answers after a day, worked-off webhooks after a week.
+"""Forgetting what nobody asks for any more: kept answers after a day, worked-off webhooks after a week, chat after
+as long as the operator says.
 
 Every node does it now and then; in small bites, so that no lock is held long.
 """
@@ -12,7 +13,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from db import inbox, system
+from db import chat, inbox, system
 from db.errors import DatabaseUnavailable
 from db.pool import Database
 
@@ -26,9 +27,10 @@ _WEBHOOKS_FOR = timedelta(days=7)
 class Tidy:
     """`run()` until cancelled."""
 
-    def __init__(self, db: Database, clock: Callable[[], datetime]) -> None:
+    def __init__(self, db: Database, clock: Callable[[], datetime], *, chat_for: timedelta) -> None:
         self._db = db
         self._clock = clock
+        self._chat_for = chat_for
 
     async def run(self) -> None:
         while True:
@@ -48,6 +50,7 @@ class Tidy:
             async with self._db.system() as tx:
                 now = self._clock()
                 bite = await system.forget_results(tx, now, _BITE) + await inbox.forget(tx, now - _WEBHOOKS_FOR, _BITE)
+                bite += await chat.forget(tx, now - self._chat_for, _BITE)
             forgotten += bite
             if bite < _BITE:
                 return forgotten

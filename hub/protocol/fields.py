@@ -7,7 +7,7 @@ from uuid import UUID
 
 from msgspec import Meta
 
-from hub.protocol.names import NAME, TEXT
+from hub.protocol.names import EMOJI, NAME, TEXT
 
 # In patterns: Python's `$` also stands before a last line break, hence the `(?!\n)` behind it.
 _DEVICE = r"^[A-Za-z0-9._-]+$(?!\n)"
@@ -15,6 +15,7 @@ _DEVICE = r"^[A-Za-z0-9._-]+$(?!\n)"
 IN_WORDS = {
     NAME: "one line that shows something, without control characters and marks that turn text around",
     TEXT: "text without control characters and marks that turn text around",
+    EMOJI: "an emoji",
     _DEVICE: "letters, digits, dots, dashes and underscores only",
 }
 
@@ -52,6 +53,7 @@ UserId = Annotated[str, Meta(min_length=1, max_length=128, description="The `sub
 Metadata = Annotated[dict[str, Any], Meta(max_length=256, description="A JSON object of yours, up to 8 KiB.")]
 MetadataText = Annotated[str, Meta(max_length=8192, description="The same object as JSON in a string.")]
 Reason = Annotated[str, Meta(max_length=500, pattern=TEXT, description="Free text, for people.")]
+Emoji = Annotated[str, Meta(pattern=EMOJI, description="One emoji, with its modifiers.", examples=["👍"])]
 Limit = Annotated[int, Meta(ge=1, le=100, description="How many to a page.")]
 Cursor = Annotated[str, Meta(min_length=1, max_length=512, description="`next_cursor` of the page before.")]
 CallType = Literal["one_to_one", "group", "webinar"]

@@ -16,10 +16,17 @@ _SHOWS_NOTHING: Final = r"\s\u00ad\u180e\u200b-\u200d\u2060-\u2064"
 NAME: Final = rf"^[^{_KEPT_OUT}]*[^{_SHOWS_NOTHING}{_KEPT_OUT}][^{_KEPT_OUT}]*$(?!\n)"
 # Free text may have lines.
 TEXT: Final = rf"^[^\x00-\x08\x0b-\x1f\x7f-\x9f{_TURNS}]*$(?!\n)"
+# One to sixteen characters: an emoji may be put together of many, and of digits, but not of words.
+EMOJI: Final = rf"^(?=.*[^{_SHOWS_NOTHING}])[^\sA-Za-z{_KEPT_OUT}]{{1,16}}$(?!\n)"
 
 _SPACE: Final = re.compile(r"[\s\x85]+")
 _OUT: Final = re.compile(rf"[{_KEPT_OUT}\ud800-\udfff]")
 _VISIBLE: Final = re.compile(rf"[^{_SHOWS_NOTHING}]")
+
+
+def shows(text: str) -> bool:
+    """Whether there is anything in it to be seen."""
+    return _VISIBLE.search(text) is not None
 
 
 def clean_name(value: object) -> str:

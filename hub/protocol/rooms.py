@@ -10,6 +10,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from hub.commands import Event
+from hub.protocol.chat import MessageView
 from hub.protocol.fields import (
     CallId,
     CallName,
@@ -165,7 +166,9 @@ class RoomSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     participants: list[ParticipantView]
     hands: list[Hand]
     files: list[Any]
-    chat: list[Any]
+    # The newest messages that are yours to see, the oldest of them first; `chat:list` reads on from `chat_cursor`.
+    chat: list[MessageView]
+    chat_cursor: str | None
     # Who waits, for whoever may let them in; null for the others.
     lobby: list[LobbyEntry] | None
     position: RoomPosition

@@ -11,19 +11,20 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from db import audit, bans, calls, files, inbox, participants, system, tombstones, users
+from db import audit, bans, calls, chat, files, inbox, lobby, participants, system, tombstones, users
 from db.pool import Database, Transaction
 from tests.db.people import NOW
 from tests.db.test_statements import _statements
 
 _TENANT = UUID("00000000-0000-0000-0000-000000000003")
 _CALL = UUID("00000000-0000-0000-0001-000000005353")
+_CALL_OPEN = UUID("00000000-0000-0000-0001-000000005303")
 _PERSON = UUID("00000000-0000-0000-0002-000000005353")
 _FILE = UUID("00000000-0000-0000-0003-000000000003")
 _LARGE = {
     *("calls", "call_participants", "files", "shareable_links", "quality_metrics", "contacts", "users", "audit_log"),
     *("command_results", "livekit_webhook_inbox", "call_bans", "call_room_incarnations", "participant_sessions"),
-    *("session_tracks", "uploads", "file_tombstones", "call_file_usage"),
+    *("session_tracks", "lobby_entries", "chat_messages", "uploads", "file_tombstones", "call_file_usage"),
 }
 # Fifty tenants; 40,000 calls, 80,000 participants and metrics, 10,000 of the rest. Triggers and foreign keys are off
 # while it is poured in: what matters here is the shape.
@@ -84,6 +85,13 @@ INSERT INTO livekit_webhook_inbox (event_id, event, room_name, payload, tenant_i
            CASE WHEN n % 1000 = 3 THEN 'pending' ELSE 'done' END, pg_temp.at(n),
            CASE WHEN n % 1000 <> 3 THEN pg_temp.at(n) END
     FROM generate_series(0, 9999) n;
+INSERT INTO lobby_entries (tenant_id, call_id, user_id, display_name, status, expires_at)
+    SELECT pg_temp.tenant(n), pg_temp.call(n), 'user' || n, 'x',
+           CASE WHEN n % 100 = 3 THEN 'waiting' ELSE 'admitted' END, pg_temp.at(n)
+    FROM generate_series(0, 9999) n;
+INSERT INTO chat_messages (tenant_id, call_id, sender_id, display_name, text, sent_at)
+    SELECT pg_temp.tenant(n % 2000), pg_temp.call(n % 2000 + 4000), 'user7', 'x', 'x', pg_temp.at(n)
+    FROM generate_series(0, 19999) n;
 INSERT INTO call_room_incarnations (tenant_id, call_id, room_sid, first_seen, known_at)
     SELECT pg_temp.tenant(n), pg_temp.call(n), 'RM_' || n, now(), now() FROM generate_series(0, 9999) n;
 INSERT INTO participant_sessions (tenant_id, call_id, part_sid, room_sid, identity, known_at)
@@ -185,6 +193,11 @@ _RUNS: dict[str, Callable[[Transaction], Awaitable[Any]]] = {
     "files to scan": lambda tx: system.claim_files(tx, _LATER, 10, 5),
     "keys of the store": lambda tx: system.known_keys(tx, ["k/7", "p/8", "u/9", "g/10"]),
     "a public file": lambda tx: system.public_file(tx, _FILE),
+    "GET /rooms/{id}/lobby": lambda tx: lobby.queue(tx, _CALL_OPEN),
+    "one of those who knocked": lambda tx: lobby.of_user(tx, _CALL_OPEN, "user5303"),
+    "lobbies due": lambda tx: lobby.due(tx, _LATER, 10),
+    "GET /rooms/{id}/messages": lambda tx: chat.page(tx, _CALL, limit=50),
+    "old messages": lambda tx: chat.forget(tx, _LATER, 10),
     "old webhooks": lambda tx: inbox.forget(tx, _LATER, 10),
 }
 
