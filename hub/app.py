@@ -47,13 +47,18 @@ from hub.passwords import Passwords
 from hub.protocol.presence import PresenceChanged
 from hub.settings import Address, Settings
 from hub.state.presence import Presence
-from hub.transport import docs, health, middleware, rest, webhook
+from hub.stores import PATH as STORAGE_PATH
+from hub.stores import make_signer, make_store
+from hub.transport import blobs, docs, health, middleware, rest, webhook
 from hub.transport.auth import TokenRules, Tokens, tenant_id
 from hub.transport.control import Control
 from hub.transport.door import Door
 from hub.transport.runner import Runner
 from hub.transport.socketio import Edge, EdgeOptions
 from hub.transport.socketio.session import Session
+from storage.errors import StorageError
+from storage.signing import UrlSigner
+from storage.store import Store
 
 log = structlog.get_logger("hub.app")
 
@@ -79,11 +84,22 @@ class Documents:
 class Node:
     """The ports an action sees (`hub.context.Hub`), and the parts behind them."""
 
-    def __init__(self, settings: Settings, db: Database, cluster: Cluster, media: LiveKit, tokens: Tokens) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        db: Database,
+        cluster: Cluster,
+        media: LiveKit,
+        store: Store,
+        signer: UrlSigner,
+        tokens: Tokens,
+    ) -> None:
         self.settings = settings
         self.db = db
         self.cluster = cluster
         self.media = media
+        self.store = store
+        self.signer = signer
         self.tokens = tokens
         self.passwords = Passwords()
         self.bus = cluster.bus
@@ -271,10 +287,12 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
         db = await stack.enter_async_context(open_database(settings, wait_s=_START_S))
         await _check_database(db)
         media = await stack.enter_async_context(make_media(settings))
+        store = await stack.enter_async_context(open_store(settings))
         cluster = make_cluster(settings)
         await cluster.start()
         stack.push_async_callback(cluster.stop)
-        node = Node(settings, db, cluster, media, make_tokens(settings))
+        signer = make_signer(settings, _storage_secret(settings))
+        node = Node(settings, db, cluster, media, store, signer, make_tokens(settings))
         stack.callback(node.passwords.close)
         yield node
 
@@ -310,13 +328,14 @@ async def _serving(
             "redis": node.cluster.ping,
             "bus": node.cluster.hears,
         },
-        optional={"livekit": node.media.ping},
+        optional={"livekit": node.media.ping, **({"storage": node.store.ping} if settings.stores_files else {})},
         draining=lambda: control.draining,
     )
     public = web.Application()
     middleware.setup(public, origins=settings.origins, https=settings.public_url.startswith("https"))
     rest.setup(public, dispatcher, node, proxies=settings.trusted_proxies)
     webhook.setup(public, verify=node.media.verify_webhook, db=node.db, wake=inbox.wake.set)
+    blobs.setup(public, store=node.store, signer=node.signer, path=STORAGE_PATH)
     health.setup(public, checks)
     docs.setup(public, documents.openapi, documents.asyncapi)
     edge.attach(public)
@@ -415,6 +434,18 @@ async def open_database(settings: Settings, *, wait_s: float = 0.0) -> AsyncIter
         await db.close()
 
 
+@asynccontextmanager
+async def open_store(settings: Settings) -> AsyncIterator[Store]:
+    """The object store; whether it is there shows only when it is used. Raises CannotServe."""
+    async with AsyncExitStack() as stack:
+        try:
+            store = make_store(settings, make_signer(settings, _storage_secret(settings)))
+            opened = await stack.enter_async_context(store)
+        except StorageError as error:
+            raise CannotServe(f"AURALINK_STORAGE: {error}") from None
+        yield opened
+
+
 async def _check_database(db: Database) -> None:
     """A hub that row level security does not hold, or whose schema is not there yet, must not serve."""
     try:
@@ -498,6 +529,11 @@ def _cluster_secret(settings: Settings) -> bytes:
         return settings.cluster_secret.encode()
     base = settings.jwt_secret or settings.livekit_api_secret
     return hmac.digest(base.encode(), b"auralink cluster 1", hashlib.sha256)
+
+
+def _storage_secret(settings: Settings) -> bytes:
+    """What signs the hub's own URLs to files; the same on all nodes."""
+    return hmac.digest(_cluster_secret(settings), f"storage urls {settings.env}".encode(), hashlib.sha256)
 
 
 def make_rules(settings: Settings) -> Rules:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from db.pool import Database, Transaction
     from hub.media.values import Grant, ParticipantInfo, RoomInfo
     from hub.state.presence import Chosen, Known, Presence
+    from storage.store import Store
 
 # What a command has decided has this much longer than the command to be told, whoever still waits for the answer.
 TELL_S = 3.0
@@ -397,6 +398,11 @@ class Hub(Protocol):
     def watching(self) -> Watching: ...
     @property
     def reconcile(self) -> Reconciler: ...
+    @property
+    def store(self) -> Store:
+        """Where the bytes of files are. Raises storage.errors.StorageError."""
+        ...
+
     @property
     def config(self) -> Callable[[], Mapping[str, Any]]:
         """Every setting as it is in force, secrets hidden."""

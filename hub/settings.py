@@ -84,6 +84,21 @@ def _choice(*choices: str) -> Callable[[str], str]:
     return parse
 
 
+def _named(*choices: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value not in choices:
+            raise ValueError(f"one of {', '.join(choices)}")
+        return value
+
+    return parse
+
+
+def _claim(value: str) -> bool:
+    if value.lower() not in ("true", "false"):
+        raise ValueError("true or false")
+    return value.lower() == "true"
+
+
 def _address(value: str) -> Address:
     host, _, port = value.rpartition(":")
     host = host.strip("[]")
@@ -100,6 +115,31 @@ def _url(*schemes: str) -> Callable[[str], str]:
         return value.rstrip("/")
 
     return parse
+
+
+def _place(value: str) -> str:
+    parts = urlsplit(value)
+    kept = parts.scheme == "file" and not parts.netloc and len(parts.path) > 1
+    bucket = (
+        parts.scheme == "s3"
+        and parts.path in ("", "/")
+        and re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", parts.netloc)
+    )
+    if not (kept or bucket) or parts.query or parts.fragment:
+        raise ValueError("s3://bucket or file:///directory")
+    return value.rstrip("/")
+
+
+def _bucket(value: str) -> str:
+    return _place(f"s3://{value}")
+
+
+def _clamd(value: str) -> str:
+    parts = urlsplit(value)
+    tcp = parts.scheme == "tcp" and parts.hostname and parts.port and not parts.path.strip("/")
+    if not tcp and not (parts.scheme == "unix" and not parts.netloc and len(parts.path) > 1):
+        raise ValueError("tcp://host:port or unix:///path of clamd")
+    return value.rstrip("/")
 
 
 def _origins(value: str) -> tuple[str, ...]:
@@ -193,6 +233,22 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("AURALINK_CHAT_RETENTION_DAYS", "chat_retention_days", _whole(1, 36_500), 90, "Chat messages are deleted after this."),
     Setting("AURALINK_RECOVERY_WINDOW_S", "recovery_window_s", _whole(10, 3600), 120, "How long a room's events can be had again after a reconnect."),
     Setting("AURALINK_DRAIN_S", "drain_s", _seconds(0, 300), 10.0, "Time over which a node that stops sends its sockets away."),
+    Setting("AURALINK_STORAGE", "storage", _place, None, "Where the bytes of files are: `s3://bucket`, or `file:///directory` on this machine; unset, files are refused."),
+    Setting("AWS_ENDPOINT_URL_S3", "s3_endpoint", _url("http", "https"), None, "The S3-compatible store as the hub reaches it; AWS itself if unset. From SUPABASE_URL where that is set."),
+    Setting("AURALINK_S3_PUBLIC_ENDPOINT", "s3_public_endpoint", _url("http", "https"), None, "The store as clients reach it, in signed URLs; AWS_ENDPOINT_URL_S3 if unset."),
+    Setting("AURALINK_S3_PROXY", "s3_proxy", _claim, False, "`true`: signed URLs lead through the hub, for a store that clients cannot reach."),
+    Setting("AWS_REGION", "s3_region", _text, "us-east-1", "The region of the bucket.", aliases=("AWS_DEFAULT_REGION",)),
+    Setting("AWS_ACCESS_KEY_ID", "s3_access_key_id", _text, None, "The store's access key; without one it is looked for where AWS puts it.", secret=True),
+    Setting("AWS_SECRET_ACCESS_KEY", "s3_secret_access_key", _text, None, "Its secret.", secret=True),
+    Setting("AWS_SESSION_TOKEN", "s3_session_token", _text, None, "The session token that goes with a temporary key.", secret=True),
+    Setting("AURALINK_S3_ADDRESSING", "s3_addressing", _choice("path", "virtual"), None, "How the bucket is named: in the `path`, or as the host (`virtual`); `path` with an endpoint, else `virtual`."),
+    Setting("AURALINK_S3_CHECKSUMS", "s3_checksums", _choice("when_required", "when_supported"), "when_required", "Checksums beside Content-MD5; `when_supported` is for AWS itself, other stores often refuse them."),
+    Setting("AURALINK_S3_ENCRYPTION", "s3_encryption", _named("AES256", "aws:kms"), "", "Server-side encryption that is asked for: `AES256` or `aws:kms`."),
+    Setting("SUPABASE_URL", "supabase_url", _url("http", "https"), None, "A Supabase project: its storage is used where AWS_ENDPOINT_URL_S3 is not set."),
+    Setting("SUPABASE_SERVICE_ROLE_KEY", "supabase_service_role_key", _text, None, "Its service role key (the JWT), where there is no AWS_ACCESS_KEY_ID; signed URLs then lead through the hub.", secret=True),
+    Setting("SUPABASE_STORAGE_BUCKET", "supabase_storage_bucket", _bucket, None, "The bucket, where AURALINK_STORAGE is not set."),
+    Setting("AURALINK_STORAGE_TIMEOUT_S", "storage_timeout_s", _seconds(0.1, 60), 2.5, "Deadline of one call to the store, tries included; a copy gets four times as long."),
+    Setting("AURALINK_CLAMAV_URL", "clamav_url", _clamd, None, "The clamd that scans files: `tcp://host:3310` or `unix:///path`; unset, files are not scanned."),
     Setting("AURALINK_LOG_FORMAT", "log_format", _choice("json", "console"), "json", "`json` or `console`."),
     Setting("AURALINK_LOG_LEVEL", "log_level", _choice("debug", "info", "warning", "error"), "info", "`debug`, `info`, `warning` or `error`."),
     Setting("AURALINK_DATA_DIR", "data_dir", _text, None, "Where `dev` keeps its embedded servers' data; the user's data directory if unset."),
@@ -245,6 +301,22 @@ class Settings:
     chat_retention_days: int
     recovery_window_s: int
     drain_s: float
+    storage: str | None
+    s3_endpoint: str | None
+    s3_public_endpoint: str | None
+    s3_proxy: bool
+    s3_region: str
+    s3_access_key_id: str | None
+    s3_secret_access_key: str | None
+    s3_session_token: str | None
+    s3_addressing: str | None
+    s3_checksums: str
+    s3_encryption: str
+    supabase_url: str | None
+    supabase_service_role_key: str | None
+    supabase_storage_bucket: str | None
+    storage_timeout_s: float
+    clamav_url: str | None
     log_format: str
     log_level: str
     data_dir: str | None
@@ -254,6 +326,10 @@ class Settings:
         """The allow-list, with the public URL's own origin."""
         parts = urlsplit(self.public_url)
         return frozenset((*self.allowed_origins, f"{parts.scheme}://{parts.netloc}"))
+
+    @property
+    def stores_files(self) -> bool:
+        return bool(self.storage or self.supabase_storage_bucket)
 
     def redacted(self) -> dict[str, Any]:
         """All settings by variable name, secrets as `***`, for people to read."""
@@ -290,6 +366,11 @@ def load(environ: Mapping[str, str], *, needed: frozenset[str] | None = None) ->
         raise SettingError("AURALINK_JWT_SECRET is not set, nor AURALINK_JWKS_URL: user tokens could not be verified")
     if settings.jwt_secret and settings.jwt_secret == settings.livekit_api_secret:
         raise SettingError("AURALINK_JWT_SECRET must differ from LIVEKIT_API_SECRET")
+    if bool(settings.s3_access_key_id) != bool(settings.s3_secret_access_key):
+        raise SettingError("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY go together")
+    key = settings.supabase_service_role_key
+    if key and key.count(".") != 2:
+        raise SettingError("SUPABASE_SERVICE_ROLE_KEY is not a JWT: make S3 access keys, and set AWS_ACCESS_KEY_ID")
     return settings
 
 
@@ -313,7 +394,7 @@ def described() -> list[dict[str, Any]]:
         {
             "name": setting.name,
             "required": setting.required,
-            "default": None if setting.default in (None, (), {}) else _plain(setting.default),
+            "default": None if setting.default in (None, (), {}, "") else _plain(setting.default),
             "secret": setting.secret,
             "meaning": setting.meaning,
             "aliases": list(setting.aliases),
@@ -334,6 +415,8 @@ def document() -> str:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, Address):
         return str(value)
     if isinstance(value, tuple):

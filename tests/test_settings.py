@@ -87,6 +87,13 @@ async def test_redis_url_takes_what_the_door_to_redis_takes(url: str) -> None:
         ("AURALINK_LOG_LEVEL", "loud"),
         ("LIVEKIT_URL", "livekit"),
         ("DATABASE_URL", "mysql://x/y"),
+        ("AURALINK_STORAGE", "auralink-files"),
+        ("AURALINK_STORAGE", "s3://Upper_Case"),
+        ("AURALINK_STORAGE", "s3://bucket/prefix"),
+        ("AURALINK_STORAGE", "file://host/dir"),
+        ("AURALINK_S3_ENCRYPTION", "rot13"),
+        ("AURALINK_CLAMAV_URL", "http://clamd:3310"),
+        ("SUPABASE_STORAGE_BUCKET", "a/b"),
     ],
 )
 def test_a_bad_value_is_named_in_one_line(name: str, value: str) -> None:

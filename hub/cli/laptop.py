@@ -56,6 +56,7 @@ def _run(own: Mapping[str, str], directory: Path, stack: ExitStack) -> int:
     kept = _secrets(directory / "secrets.json")
     wanted: dict[str, str] = {
         "AURALINK_JWT_SECRET": kept.jwt,
+        "AURALINK_STORAGE": f"file://{directory / 'files'}",
         "AURALINK_LOG_FORMAT": "console",
         "AURALINK_LOG_LEVEL": "warning",
         **_addresses(own),
@@ -179,7 +180,7 @@ def _secrets(file: Path) -> Secrets:
 
 def _forget(directory: Path) -> None:
     """Remove what `dev` made there, and nothing else."""
-    for name in ("postgres", "valkey", "livekit"):
+    for name in ("postgres", "valkey", "livekit", "files"):
         if (directory / name).exists():
             shutil.rmtree(directory / name)
     (directory / "secrets.json").unlink(missing_ok=True)

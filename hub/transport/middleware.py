@@ -45,7 +45,8 @@ BODY_DEADLINE_S: Final = 10.0
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_API = "/api/"
+# What pages of the allowed origins may call: the API, and the files that it hands out.
+_API = ("/api/", "/storage/")
 HEADERS: Final = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
@@ -55,7 +56,8 @@ HEADERS: Final = {
 }
 _ALLOWED_HEADERS = "Authorization, Content-Type, Idempotency-Key, If-Match, X-Request-Id, traceparent"
 _EXPOSED_HEADERS = (
-    "ETag, Idempotency-Replayed, Location, RateLimit, RateLimit-Policy, Retry-After, WWW-Authenticate, X-Request-Id"
+    "Accept-Ranges, Content-Disposition, Content-Range, ETag, Idempotency-Replayed, Location, RateLimit, "
+    "RateLimit-Policy, Retry-After, WWW-Authenticate, X-Request-Id"
 )
 _ALLOWED_METHODS = "GET, HEAD, POST, PUT, PATCH, DELETE"
 # Names under which people try to send a token in the query, where it would end up in the logs of every proxy.

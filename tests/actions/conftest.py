@@ -43,6 +43,8 @@ from hub.policy import Permission, Role
 from hub.protocol.errors import HubError, TokenInvalid
 from hub.state.facts import FactEvent, ParticipantJoined, Source, TrackPublished
 from hub.transport.auth import TokenRules, Tokens
+from storage.nowhere import Nowhere
+from storage.store import Store
 from tests.conftest import TestDatabase
 from tests.fakes.livekit import FakeLiveKit
 
@@ -192,6 +194,7 @@ class Node:
         self.reconcile, self.tokens = _Reconciler(), _Tokens()
         self.passwords = Passwords(cost=4)
         self.rules = Rules()
+        self.store: Store = Nowhere("no store in this test")
         self.ahead = timedelta()
         self.sockets: list[Socket] = []
         self.controls: list[dict[str, Any]] = []

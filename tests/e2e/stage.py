@@ -114,6 +114,7 @@ class Stage:
         self.livekit = livekit
         self.valkey_url = valkey_url
         self._env = env
+        self._files = tempfile.TemporaryDirectory(prefix="auralink-files-")
         self.nodes: list[NodeProcess] = []
         self.people: list[Person] = []
         self.tokens = Tokens(TokenRules(secrets=(JWT_SECRET,)))
@@ -133,6 +134,7 @@ class Stage:
             "REDIS_URL": self.valkey_url,
             **livekit,
             "AURALINK_ENV": self._env,
+            "AURALINK_STORAGE": f"file://{self._files.name}",
             "AURALINK_JWT_SECRET": JWT_SECRET,
             "AURALINK_SWEEP_S": "2",
             "AURALINK_DRAIN_S": "2",
@@ -204,6 +206,7 @@ class Stage:
         await self.send_home()
         for node in self.nodes:
             await node.close()
+        self._files.cleanup()
 
 
 class Answer:
