@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +19,7 @@ import msgspec
 import structlog
 
 from hub import metrics
-from hub.cluster.envelope import Envelope, Signer
+from hub.cluster.envelope import Envelope, Kind, Signer
 from hub.cluster.hearing import Hearing
 from hub.cluster.keys import Keys, LogKeys
 from hub.cluster.line import Line
@@ -48,6 +49,7 @@ _DEGRADED_AFTER_S = 1.0
 _ENVELOPE_FIELDS = frozenset(("call_id", "epoch", "offset", "ts", "by"))
 # What is meant for a user is in no room: a call it names is the payload's own.
 _USER_FIELDS = _ENVELOPE_FIELDS - {"call_id"}
+_encode = msgspec.json.Encoder().encode
 # How often, and how far apart, the log is read until it and what was heard are at one.
 _CATCH_UP = 5
 _CATCH_UP_S = 0.02
@@ -120,8 +122,7 @@ class Bus:
         body, keys = encode_body(payload, by), self._keys.room(call_id)
         if recorded:
             return await self._tell(keys, name, body, skip_session)
-        number = self._log.next_number()
-        self._send(keys.channel, self._log.envelope("ephemeral", number, name, body, skip_session))
+        self._tell_once(keys, "ephemeral", name, body, skip_session)
         return None
 
     async def to_user(
@@ -138,11 +139,14 @@ class Bus:
         body, keys = encode_body(payload, by, _USER_FIELDS), self._keys.user(tenant_id, user_id)
         if recorded:
             return await self._tell(keys, name, body, None)
-        self._send(keys.channel, self._log.envelope("user", self._log.next_number(), name, body))
+        self._tell_once(keys, "user", name, body, None)
         return None
 
     async def _tell(self, keys: LogKeys, name: str, body: bytes, skip_session: str | None) -> Position | None:
         number = self._log.next_number()
+        stream = self._hearing.stream(keys)
+        if stream is not None:
+            stream.waits = number
         try:
             return await self._log.append(keys, number, name, body, skip_session, budget_s=TELL_S)
         except ClusterUnavailable:
@@ -324,30 +328,49 @@ class Bus:
     def _seal(self, channel: str, envelope: Envelope) -> bytes:
         return b"\n" + self._signer.seal(channel.encode(), envelope)
 
-    def _send(self, channel: str, envelope: Envelope) -> None:
-        """At most once and without waiting; on this node only, where Redis cannot be had."""
-        if not self._log.writable:
-            self._hearing.hear(channel.encode(), None, envelope)
+    def _tell_once(self, keys: LogKeys, kind: Kind, name: str, body: bytes, skip_session: str | None) -> None:
+        """At most once and without waiting; on this node only, where nobody else listens or Redis cannot be had."""
+        stream = self._hearing.stream(keys)
+        if stream is not None and stream.direct and self._line.hears:
+            self._hearing.tell_directly(stream, name, body, skip_session)
             return
+        envelope = self._log.envelope(kind, self._log.next_number(), name, body, skip_session)
+        if not self._log.writable:
+            self._hearing.hear(keys.channel_bytes, None, envelope)
+            return
+        arrivals = 0
+        if stream is not None:
+            stream.waits, arrivals = envelope.number, stream.arrivals
 
-        def done(future: asyncio.Future[Any]) -> None:
-            if not future.cancelled() and future.exception() is not None:
+        def done(future: asyncio.Future[int]) -> None:
+            if future.cancelled():
+                return
+            if future.exception() is not None:
                 self.counters.failed += 1
-                self._hearing.hear(channel.encode(), None, envelope)
+                self._hearing.hear(keys.channel_bytes, None, envelope)
+            elif stream is not None:
+                stream.counted(future.result(), arrivals)
 
-        self._line.call("SPUBLISH", channel, self._seal(channel, envelope), budget_s=PUBLISH_S).add_done_callback(done)
+        sealed = self._signer.seal(keys.channel_bytes, envelope)
+        call = self._line.call("SPUBLISH", keys.channel, b"\n" + sealed, budget_s=PUBLISH_S)
+        call.add_done_callback(done)
 
 
 def encode_body(
     payload: Any, by: Mapping[str, Any] | None, envelope_fields: frozenset[str] = _ENVELOPE_FIELDS
 ) -> bytes:
     """The JSON object of an event without its position."""
-    if (
-        isinstance(payload, msgspec.Struct)
-        and by is None
-        and not envelope_fields.intersection(payload.__struct_fields__)
-    ):
-        return msgspec.json.encode(payload)
+    if isinstance(payload, msgspec.Struct) and not _repeats(type(payload), envelope_fields):
+        body = _encode(payload)
+        if by is None:
+            return body
+        return b'{"by":%b%b%b' % (_encode(dict(by)), b"," if len(body) > 2 else b"", body[1:])
     fields: dict[str, Any] = msgspec.to_builtins(payload)
-    body = {name: value for name, value in fields.items() if name not in envelope_fields}
-    return msgspec.json.encode({"by": dict(by), **body} if by is not None else body)
+    rest = {name: value for name, value in fields.items() if name not in envelope_fields}
+    return _encode({"by": dict(by), **rest} if by is not None else rest)
+
+
+@cache
+def _repeats(event: type[msgspec.Struct], envelope_fields: frozenset[str]) -> bool:
+    """The event has fields of the envelope's, which are the envelope's."""
+    return not envelope_fields.isdisjoint(event.__struct_encode_fields__)

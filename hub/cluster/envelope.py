@@ -19,7 +19,7 @@ import msgspec
 VERSION = 1
 _MAC_BYTES = 32
 
-Kind = Literal["recorded", "ephemeral", "user", "control", "reset", "tick"]
+Kind = Literal["recorded", "ephemeral", "user", "control", "reset", "tick", "arrived"]
 
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True):

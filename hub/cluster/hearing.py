@@ -74,7 +74,9 @@ class Hearing:
 
     async def open(self, stream: Stream) -> None:
         """After its subscription is confirmed, so that nothing falls between the position and what is heard."""
-        head, entries = await self._log.read(stream.keys)
+        arrivals = stream.arrivals
+        head, entries, hearers = await self._log.read_on_arrival(stream.keys)
+        stream.counted(hearers, arrivals)
         now_ms = self._clock.now_ms()
         last = entries[-1][1] if entries and entries[-1][0] == head else None
         stream.opened(RoomOrder(head, last, now_ms), now_ms)
@@ -98,6 +100,11 @@ class Hearing:
         self._orders[kind] = do
 
     # What this node tells its own without Redis
+
+    def tell_directly(self, stream: Stream, name: str, body: bytes, skip_session: str | None) -> None:
+        """What is not recorded, where `stream.direct`."""
+        assert stream.order is not None
+        self._hand_over(stream, None, stream.order.epoch, self._clock.now_ms(), name, body, skip_session)
 
     def without_redis(self, keys: LogKeys, envelope: Envelope) -> Head | None:
         """Tell those on this node; everybody gets a new epoch when Redis is back.
@@ -139,6 +146,8 @@ class Hearing:
                 self._hear_recorded(stream, head, envelope)
             elif envelope.kind in ("ephemeral", "user"):
                 self._hear_fleeting(stream, envelope)
+            elif envelope.kind == "arrived" and envelope.incarnation != self._log.incarnation:
+                stream.company()
         elif channel == self._control_channel and envelope.kind == "control":
             if self._control is None and self._clock.known:
                 self._control = Freshness(self._clock.since_ms - CLOCKS_MS)
@@ -156,6 +165,9 @@ class Hearing:
         self._line_up.set()
 
     def line_down(self) -> None:
+        # Who begins to listen now is not heard.
+        for stream in self._streams.values():
+            stream.company()
         self._line_up.clear()
 
     def _hear_recorded(self, stream: Stream, head: Head, envelope: Envelope) -> None:
@@ -195,16 +207,30 @@ class Hearing:
         if offset is not None and self._told_here.pop((envelope.incarnation, envelope.number), 0) is None:
             self._counters.duplicates += 1
             return
+        if envelope.incarnation != self._log.incarnation:
+            FANOUT_LAG.observe(max(0, self._clock.now_ms() - envelope.at_ms) / 1000)
+        elif envelope.number == stream.waits:
+            stream.waits = 0
+        self._hand_over(stream, offset, epoch, envelope.at_ms, envelope.name, envelope.body, envelope.skip_session)
+
+    def _hand_over(
+        self,
+        stream: Stream,
+        offset: int | None,
+        epoch: str,
+        at_ms: int,
+        name: str,
+        body: bytes,
+        skip_session: str | None,
+    ) -> None:
         if self.listener is None:
             return
         self._counters.delivered += 1
-        if envelope.incarnation != self._log.incarnation:
-            FANOUT_LAG.observe(max(0, self._clock.now_ms() - envelope.at_ms) / 1000)
         try:
-            stream.deliver(self.listener, offset, epoch, envelope)
+            stream.deliver(self.listener, offset, epoch, at_ms, name, body, skip_session)
         except Exception:
             # A fault of one listener is not the bus's end: the others' events come by the same line.
-            log.exception("delivery failed", name=envelope.name)
+            log.exception("delivery failed", name=name)
 
     # Repairing
 
@@ -265,7 +291,10 @@ class Hearing:
             raise
 
     async def _read_again(self, stream: Stream, order: RoomOrder) -> None:
-        head, entries = await self._log.read(stream.keys, order.last)
+        # After a break of the line this node is as new to the others as one that has just begun to listen.
+        arrivals = stream.arrivals
+        head, entries, hearers = await self._log.read_on_arrival(stream.keys, order.last)
+        stream.counted(hearers, arrivals)
         if self._streams.get(stream.keys.channel_bytes) is not stream:
             return
         outcome = order.repaired(head, entries)

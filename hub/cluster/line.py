@@ -81,6 +81,11 @@ class Line:
         link = self._publish
         return link is not None and link.up and self._loaded and link.oldest_wait_s() <= STALLED_S
 
+    @property
+    def hears(self) -> bool:
+        """Up, and the last tick but one came back: what others say now is heard within a second or so."""
+        return self._serving.is_set() and len(self._ticks) < 2
+
     async def wait_up(self, timeout_s: float) -> bool:
         try:
             async with asyncio.timeout(timeout_s):

@@ -109,13 +109,26 @@ class RoomLog:
 
     async def read(self, keys: LogKeys, start: int | None = None) -> tuple[Head, list[Arrival]]:
         """Where the log stands, and its entries from the offset `start` on; without one, only the last entry."""
+        head, arrivals, _ = await self._read(keys, start)
+        return head, arrivals
+
+    async def read_on_arrival(self, keys: LogKeys, start: int | None = None) -> tuple[Head, list[Arrival], int]:
+        """The same of a log that this node has just begun to hear, which the others are told; and how many hear it."""
+        arrived = self.envelope("arrived", self.next_number(), "", b"")
+        head, arrivals, more = await self._read(keys, start, self._signer.seal(keys.channel_bytes, arrived))
+        return head, arrivals, int(more[0])
+
+    async def _read(
+        self, keys: LogKeys, start: int | None, *announcement: bytes
+    ) -> tuple[Head, list[Arrival], list[Any]]:
         first = "-" if start is None else start
         if not self._line.publishes:
             # Nobody waits for a server that is known to be silent: others may stand behind, for their turn.
             raise ClusterUnavailable()
+        arguments = (_new_epoch(), first, LOG_EVENTS + 1, *announcement)
         try:
-            epoch, offset, found = await self._line.run_script(
-                _READ, (keys.head, keys.log), _new_epoch(), first, LOG_EVENTS + 1, budget_s=READ_S
+            epoch, offset, found, *more = await self._line.run_script(
+                _READ, (keys.head, keys.log, keys.channel), *arguments, budget_s=READ_S
             )
         except (LinkLost, ServerRefused) as error:
             raise ClusterUnavailable() from error
@@ -127,7 +140,7 @@ class RoomLog:
                 self._counters.unverified += 1
                 continue
             arrivals.append((opened[0], opened[1]))
-        return head, arrivals
+        return head, arrivals, more
 
     async def leave_epoch(self, keys: LogKeys, incomplete: str) -> None:
         """A new epoch, unless the log has already left the `incomplete` one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -43,14 +44,33 @@ class Listener(Protocol):
 class Stream:
     """One that is heard. `order` is None until its place in the log is known: `opening` is done then."""
 
-    __slots__ = ("_fleeting", "_since_ms", "keys", "opening", "order")
+    __slots__ = (
+        "_begins",
+        "_epoch",
+        "_fleeting",
+        "_since_ms",
+        "alone",
+        "arrivals",
+        "keys",
+        "opening",
+        "order",
+        "waits",
+    )
 
     def __init__(self, keys: LogKeys, opening: asyncio.Future[None]) -> None:
         self.keys = keys
         self.opening = opening
         self.order: RoomOrder | None = None
+        # No other node hears it, as far as Redis has told; whoever begins to says so.
+        self.alone = False
+        # How often another node has said so: an answer of Redis from before that is out of date.
+        self.arrivals = 0
+        # The last message of this node that is still on its way through Redis; 0: there is none.
+        self.waits = 0
         self._fleeting: Freshness | None = None
         self._since_ms = 0
+        self._epoch = ""
+        self._begins = b""
 
     def opened(self, order: RoomOrder, now_ms: int) -> None:
         self.order, self._since_ms = order, now_ms - CLOCKS_MS
@@ -63,7 +83,42 @@ class Stream:
             self._fleeting = Freshness(self._since_ms)
         return self._fleeting
 
-    def deliver(self, listener: Listener, offset: int | None, epoch: str, envelope: Envelope) -> None:
+    @property
+    def direct(self) -> bool:
+        """What is not recorded may be told here at once: nobody else hears it, and it overtakes nothing."""
+        return self.alone and not self.waits and self.order is not None and not self.order.repairing
+
+    def company(self) -> None:
+        """Somebody else hears it, or may."""
+        self.alone = False
+        self.arrivals += 1
+
+    def counted(self, hearers: int, arrivals: int) -> None:
+        """Redis knew so many nodes that hear it; `arrivals` as it was when Redis was asked."""
+        if arrivals == self.arrivals:
+            self.alone = hearers == 1
+
+    def deliver(
+        self,
+        listener: Listener,
+        offset: int | None,
+        epoch: str,
+        at_ms: int,
+        name: str,
+        body: bytes,
+        skip_session: str | None,
+    ) -> None:
+        """`body` as its sender encoded it."""
+        if epoch != self._epoch:
+            self._epoch, self._begins = epoch, self._begin(epoch)
+        self._hand(listener, offset, epoch, name, _placed(self._begins, offset, at_ms, body), skip_session)
+
+    def _begin(self, epoch: str) -> bytes:
+        raise NotImplementedError
+
+    def _hand(
+        self, listener: Listener, offset: int | None, epoch: str, name: str, body: bytes, skip_session: str | None
+    ) -> None:
         raise NotImplementedError
 
     def resynced(self, listener: Listener) -> None:
@@ -77,9 +132,13 @@ class Room(Stream):
         super().__init__(keys, opening)
         self.call_id = call_id
 
-    def deliver(self, listener: Listener, offset: int | None, epoch: str, envelope: Envelope) -> None:
-        body = place(self.call_id, epoch, offset, envelope)
-        listener.deliver_room(self.call_id, offset, epoch, envelope.name, body, envelope.skip_session)
+    def _begin(self, epoch: str) -> bytes:
+        return _beginning(self.call_id, epoch)
+
+    def _hand(
+        self, listener: Listener, offset: int | None, epoch: str, name: str, body: bytes, skip_session: str | None
+    ) -> None:
+        listener.deliver_room(self.call_id, offset, epoch, name, body, skip_session)
 
     def resynced(self, listener: Listener) -> None:
         listener.resynced(self.call_id)
@@ -92,8 +151,13 @@ class User(Stream):
         super().__init__(keys, opening)
         self.tenant_id, self.user_id = tenant_id, user_id
 
-    def deliver(self, listener: Listener, offset: int | None, epoch: str, envelope: Envelope) -> None:
-        listener.deliver_user(self.tenant_id, self.user_id, envelope.name, place(None, epoch, offset, envelope))
+    def _begin(self, epoch: str) -> bytes:
+        return _beginning(None, epoch)
+
+    def _hand(
+        self, listener: Listener, offset: int | None, epoch: str, name: str, body: bytes, skip_session: str | None
+    ) -> None:
+        listener.deliver_user(self.tenant_id, self.user_id, name, body)
 
     def resynced(self, listener: Listener) -> None:
         listener.resynced_user(self.tenant_id, self.user_id)
@@ -101,10 +165,21 @@ class User(Stream):
 
 def place(call_id: UUID | None, epoch: str, offset: int | None, envelope: Envelope) -> bytes:
     """The event as clients get it: the position spliced in front of what the sender encoded."""
-    moment = datetime.fromtimestamp(envelope.at_ms / 1000, UTC).isoformat(timespec="milliseconds")
-    where = f'{{"epoch":"{epoch}",' if call_id is None else f'{{"call_id":"{call_id}","epoch":"{epoch}",'
-    if offset is not None:
-        where += f'"offset":{offset},'
-    where += f'"ts":"{moment[:-6]}Z"'
-    rest = envelope.body[1:]
-    return where.encode() + (b"," + rest if rest != b"}" else rest)
+    return _placed(_beginning(call_id, epoch), offset, envelope.at_ms, envelope.body)
+
+
+def _beginning(call_id: UUID | None, epoch: str) -> bytes:
+    where = f'{{"epoch":"{epoch}"' if call_id is None else f'{{"call_id":"{call_id}","epoch":"{epoch}"'
+    return where.encode()
+
+
+def _placed(begins: bytes, offset: int | None, at_ms: int, body: bytes) -> bytes:
+    where = begins if offset is None else b'%b,"offset":%d' % (begins, offset)
+    return b"%b%b%b%b" % (where, _stamp(at_ms), b"," if len(body) > 2 else b"", body[1:])
+
+
+# Hundreds of events may happen within a millisecond, and a moment takes longer to write than an event does.
+@lru_cache(maxsize=256)
+def _stamp(at_ms: int) -> bytes:
+    moment = datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds")
+    return f',"ts":"{moment[:-6]}Z"'.encode()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import msgspec
 import pytest
@@ -257,3 +257,87 @@ async def test_events_can_be_had_again_for_the_window_that_is_set(
     assert (await a.bus.since(call_id, begin) is not None) is kept
     missed = await a.bus.since(call_id, Position(begin.epoch, 2))
     assert [one.data["text"] for one in missed or []] == ["three"]
+
+
+async def test_what_is_not_recorded_is_told_at_once_where_no_other_node_listens(open_node: OpenNode) -> None:
+    (a, ear_a), (b, ear_b) = await open_node("a"), await open_node("b")
+    call_id = uuid4()
+    await a.bus.subscribe_room(call_id)
+    await a.bus.to_room(call_id, "chat:typing", Said("alone"), recorded=False)
+    assert ear_a.said == ["alone"]
+    await b.bus.subscribe_room(call_id)
+    await until(lambda: not _direct(a, call_id))
+    await a.bus.to_room(call_id, "chat:typing", Said("both"), recorded=False)
+    await until(lambda: ear_a.said == ["alone", "both"] and ear_b.said == ["both"])
+    # B goes, and A learns of it by the next answer of Redis.
+    b.bus.unsubscribe_room(call_id)
+    numbers = iter(range(1000))
+
+    async def speak() -> bool:
+        await a.bus.to_room(call_id, "chat:typing", Said(str(next(numbers))), recorded=False)
+        await asyncio.sleep(0.02)
+        return _direct(a, call_id)
+
+    async with asyncio.timeout(5):
+        while not await speak():
+            pass
+    before = len(ear_a.said)
+    await a.bus.to_room(call_id, "chat:typing", Said("alone again"), recorded=False)
+    assert ear_a.said[before:] == ["alone again"]
+    assert ear_b.said == ["both", *ear_b.said[1:]]
+
+
+async def test_what_is_not_recorded_does_not_overtake_what_is(open_node: OpenNode) -> None:
+    a, ear = await open_node("a")
+    call_id = uuid4()
+    await a.bus.subscribe_room(call_id)
+    # What is stamped about the moment of the subscription is looked up in the log.
+    await asyncio.sleep(0.1)
+    for n in range(20):
+        recorded = asyncio.ensure_future(a.bus.to_room(call_id, "chat:posted", Said(f"{n} recorded")))
+        await asyncio.sleep(0)
+        await a.bus.to_room(call_id, "chat:typing", Said(f"{n} fleeting"), recorded=False)
+        if n % 2:
+            await recorded
+            await a.bus.to_room(call_id, "chat:typing", Said(f"{n} after the answer"), recorded=False)
+    await until(lambda: len(ear.said) == 50)
+    said = [[f"{n} recorded", f"{n} fleeting", *([f"{n} after the answer"] if n % 2 else [])] for n in range(20)]
+    assert ear.said == [text for texts in said for text in texts]
+
+
+async def test_an_answer_from_before_another_node_came_says_nothing(open_node: OpenNode) -> None:
+    a, _ = await open_node("a")
+    call_id = uuid4()
+    await a.bus.subscribe_room(call_id)
+    stream = a.bus._hearing.stream(a.bus._keys.room(call_id))
+    assert stream is not None and stream.alone
+    asked = stream.arrivals
+    stream.company()
+    stream.counted(1, asked)
+    assert not stream.alone
+    stream.counted(1, stream.arrivals)
+    assert stream.alone
+
+
+async def test_a_node_that_may_not_hear_of_others_tells_by_redis(open_node: OpenNode) -> None:
+    """After a break of the line, whoever came meanwhile was not heard."""
+    (a, ear_a), (b, ear_b) = await open_node("a"), await open_node("b")
+    call_id = uuid4()
+    await a.bus.subscribe_room(call_id)
+    assert _direct(a, call_id)
+    stream, line = a.bus._hearing.stream(a.bus._keys.room(call_id)), a.bus._line
+    assert stream is not None and line._hear is not None
+    trusted = stream.arrivals
+    line._hear.close()
+    await until(lambda: stream.arrivals > trusted)
+    await b.bus.subscribe_room(call_id)
+    assert await a.bus.wait_up(5)
+    # Both have told each other by the time that A has read its log again.
+    await until(lambda: not a.bus._hearing._to_repair)
+    await a.bus.to_room(call_id, "chat:typing", Said("both"), recorded=False)
+    await until(lambda: "both" in ear_a.said and ear_b.said == ["both"])
+
+
+def _direct(node: Cluster, call_id: UUID) -> bool:
+    stream = node.bus._hearing.stream(node.bus._keys.room(call_id))
+    return stream is not None and stream.direct and node.bus._line.hears

@@ -1,6 +1,8 @@
 -- Where a room's log stands, with the entries from an offset on. A room without a log gets its epoch here.
--- KEYS  1 head  2 log
+-- KEYS  1 head  2 log  3 channel
 -- ARGV  1 epoch to use if the room has none  2 first offset wanted, or '-' for only the last entry  3 how many at most
+--       4 by a node that has begun to listen: signed, what tells the others so
+-- Answers epoch, offset, entries, and with ARGV 4 how many nodes listen.
 local head = redis.call('HMGET', KEYS[1], 'epoch', 'offset')
 local epoch, offset = head[1], head[2]
 if not epoch then
@@ -20,4 +22,12 @@ local entries = {}
 for i, entry in ipairs(found) do
   entries[i] = entry[2][2]
 end
-return {epoch, offset, entries}
+if not ARGV[4] then
+  return {epoch, offset, entries}
+end
+local hearers = redis.call('PUBSUB', 'SHARDNUMSUB', KEYS[3])[2]
+-- Alone, it would tell itself.
+if hearers ~= 1 then
+  redis.call('SPUBLISH', KEYS[3], '\n' .. ARGV[4])
+end
+return {epoch, offset, entries, hearers}
