@@ -13,7 +13,7 @@ from storage.errors import StorageError
 from storage.store import OCTETS, PART_BYTES, Part, Store
 
 # What `sniff` wants to see of a file.
-HEAD_BYTES = 4096
+HEAD_BYTES = 8192
 
 
 class TooLong(ValueError):
@@ -21,7 +21,7 @@ class TooLong(ValueError):
 
 
 class Received(msgspec.Struct, frozen=True):
-    """What was kept: `sha256` in hex, `head` the first 4096 bytes."""
+    """What was kept: `sha256` in hex, `head` the first HEAD_BYTES."""
 
     size_bytes: int
     sha256: str
