@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 from uuid import UUID
@@ -243,10 +243,21 @@ class Bus:
     def unsubscribe_room(self, call_id: UUID) -> None:
         self._unsubscribe(self._keys.room(call_id))
 
-    async def subscribe_user(self, tenant_id: UUID, user_id: str) -> None:
-        """The same for what is meant for a user."""
-        keys = self._keys.user(tenant_id, user_id)
-        await self._subscribe(keys, lambda: self._hearing.expect_user(tenant_id, user_id))
+    async def subscribe_users(self, users: Sequence[tuple[UUID, str]]) -> None:
+        """The same for what is meant for these users: for all of them, or for none who was not subscribed before."""
+        streams: list[Stream] = []
+        others: list[asyncio.Future[None]] = []
+        for tenant_id, user_id in users:
+            stream = self._hearing.stream(self._keys.user(tenant_id, user_id))
+            if stream is None:
+                self._require()
+                streams.append(self._hearing.expect_user(tenant_id, user_id))
+            else:
+                others.append(stream.opening)
+        if streams:
+            await self._open(streams)
+        for opening in others:
+            await asyncio.shield(opening)
 
     def unsubscribe_user(self, tenant_id: UUID, user_id: str) -> None:
         self._unsubscribe(self._keys.user(tenant_id, user_id))
@@ -257,16 +268,20 @@ class Bus:
             await asyncio.shield(stream.opening)
             return
         self._require()
-        stream = expect()
+        await self._open([expect()])
+
+    async def _open(self, streams: Sequence[Stream]) -> None:
         try:
-            await self._line.subscribe(keys.channel)
-            await self._hearing.open(stream)
-        except BaseException as error:
-            if self._hearing.stream(keys) is stream:
-                self._unsubscribe(keys)
-            stream.opening.set_exception(error if isinstance(error, ClusterUnavailable) else ClusterUnavailable())
-            # Nobody else may be waiting for it.
-            stream.opening.exception()
+            await self._line.subscribe([stream.keys.channel_bytes for stream in streams])
+            await self._hearing.open(streams)
+        except BaseException:
+            for stream in streams:
+                if self._hearing.stream(stream.keys) is stream:
+                    self._unsubscribe(stream.keys)
+                if not stream.opening.done():
+                    stream.opening.set_exception(ClusterUnavailable())
+                    # Nobody else may be waiting for it.
+                    stream.opening.exception()
             raise
 
     def _unsubscribe(self, keys: LogKeys) -> None:
@@ -278,7 +293,7 @@ class Bus:
         self._require()
         self._hearing.expect_bell(channel, ring)
         try:
-            await self._line.subscribe(channel)
+            await self._line.subscribe([channel.encode()])
         except BaseException:
             self._hearing.forget_bell(channel)
             raise

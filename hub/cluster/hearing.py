@@ -72,14 +72,15 @@ class Hearing:
         self._streams[stream.keys.channel_bytes] = stream
         return stream
 
-    async def open(self, stream: Stream) -> None:
-        """After its subscription is confirmed, so that nothing falls between the position and what is heard."""
-        arrivals = stream.arrivals
-        head, entries, hearers = await self._log.read_on_arrival(stream.keys)
-        stream.counted(hearers, arrivals)
+    async def open(self, streams: Sequence[Stream]) -> None:
+        """After their subscription is confirmed, so that nothing falls between the position and what is heard."""
+        arrivals = [stream.arrivals for stream in streams]
+        found = await self._log.heads_on_arrival([stream.keys for stream in streams])
         now_ms = self._clock.now_ms()
-        last = entries[-1][1] if entries and entries[-1][0] == head else None
-        stream.opened(RoomOrder(head, last, now_ms), now_ms)
+        for stream, (head, entries, hearers), before in zip(streams, found, arrivals, strict=True):
+            stream.counted(hearers, before)
+            last = entries[-1][1] if entries and entries[-1][0] == head else None
+            stream.opened(RoomOrder(head, last, now_ms), now_ms)
 
     def forget(self, keys: LogKeys) -> bool:
         self._to_repair.pop(keys.channel_bytes, None)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 import structlog
@@ -104,7 +104,7 @@ class Line:
             return future
         return self._publish.call(*words, budget_s=budget_s)
 
-    async def run_script(self, script: Script, keys: tuple[str, ...], *args: bytes | str | int, budget_s: float) -> Any:
+    async def run_script(self, script: Script, keys: Sequence[str], *args: bytes | str | int, budget_s: float) -> Any:
         """Raises ServerRefused or LinkLost. All scripts of one loop turn leave in one write."""
         try:
             return await self.call("EVALSHA", script.sha, len(keys), *keys, *args, budget_s=budget_s)
@@ -118,21 +118,21 @@ class Line:
 
     # Subscriptions
 
-    async def subscribe(self, channel: str, *, sharded: bool = True) -> None:
-        """Confirmed by the server on return. Raises ClusterUnavailable, and then does not stay subscribed."""
-        name = channel.encode()
-        self._wanted[name] = sharded
+    async def subscribe(self, channels: Sequence[bytes], *, sharded: bool = True) -> None:
+        """Confirmed by the server on return. Raises ClusterUnavailable, and then none of them stays subscribed."""
+        self._wanted.update(dict.fromkeys(channels, sharded))
         try:
             if not self.up or not self.publishes or self._hear is None:
                 raise LinkLost("not connected, or silent")
-            confirmed = self._ask(self._hear, [name], sharded)[0]
+            confirmed = self._ask(self._hear, channels, sharded)
             async with asyncio.timeout(SUBSCRIBE_S):
-                await confirmed
-        except (LinkLost, TimeoutError) as error:
-            self.unsubscribe(channel)
-            raise ClusterUnavailable() from error
-        except asyncio.CancelledError:
-            self.unsubscribe(channel)
+                for each in confirmed:
+                    await each
+        except BaseException as error:
+            for channel in channels:
+                self._unsubscribe(channel)
+            if isinstance(error, LinkLost | TimeoutError):
+                raise ClusterUnavailable() from error
             raise
 
     def want(self, channel: str, *, sharded: bool) -> None:
@@ -142,12 +142,14 @@ class Line:
             self._ask(self._hear, [channel.encode()], sharded)
 
     def unsubscribe(self, channel: str) -> None:
-        name = channel.encode()
+        self._unsubscribe(channel.encode())
+
+    def _unsubscribe(self, name: bytes) -> None:
         sharded = self._wanted.pop(name, None)
         if sharded is not None and self._hear is not None and self._hear.up:
             self._hear.send("SUNSUBSCRIBE" if sharded else "UNSUBSCRIBE", name)
 
-    def _ask(self, link: Link, names: list[bytes], sharded: bool) -> list[asyncio.Future[None]]:
+    def _ask(self, link: Link, names: Sequence[bytes], sharded: bool) -> list[asyncio.Future[None]]:
         loop = asyncio.get_running_loop()
         futures = []
         for name in names:

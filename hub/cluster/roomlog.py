@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
+from hub.cluster.batch import Batch
 from hub.cluster.envelope import VERSION, Envelope, Head, Kind, Signer
 from hub.cluster.keys import LogKeys
 from hub.cluster.line import Line
@@ -26,8 +28,14 @@ READ_S = 1.0
 # A script that reaches Redis later than this after the call does nothing: the caller has been told that it failed.
 LATE_MS = int(TELL_S * 1000)
 
-_PUBLISH, _READ, _RESET = Script("publish"), Script("read"), Script("reset")
-SCRIPTS = (_PUBLISH, _READ, _RESET)
+# Logs that are looked at in one script.
+_HEADS = 200
+
+_PUBLISH, _READ, _RESET, _HEADS_OF = Script("publish"), Script("read"), Script("reset"), Script("heads")
+SCRIPTS = (_PUBLISH, _READ, _RESET, _HEADS_OF)
+
+# Where a log stands, and entries of it.
+Found = tuple[Head, list[Arrival]]
 
 
 class Counters(msgspec.Struct):
@@ -54,6 +62,7 @@ class RoomLog:
         self._counters = counters
         self._window_ms = int(window_s * 1000)
         self._number = 0
+        self._asked: Batch[LogKeys, Found] = Batch(self._heads, most=_HEADS)
 
     @property
     def writable(self) -> bool:
@@ -107,31 +116,79 @@ class RoomLog:
             return Position(epoch, int(offset))
         raise ClusterUnavailable()
 
-    async def read(self, keys: LogKeys, start: int | None = None) -> tuple[Head, list[Arrival]]:
+    async def read(self, keys: LogKeys, start: int | None = None) -> Found:
         """Where the log stands, and its entries from the offset `start` on; without one, only the last entry."""
+        if start is None:
+            return await self._asked.ask(keys)
         head, arrivals, _ = await self._read(keys, start)
         return head, arrivals
 
-    async def read_on_arrival(self, keys: LogKeys, start: int | None = None) -> tuple[Head, list[Arrival], int]:
+    async def read_on_arrival(self, keys: LogKeys, start: int) -> tuple[Head, list[Arrival], int]:
         """The same of a log that this node has just begun to hear, which the others are told; and how many hear it."""
-        arrived = self.envelope("arrived", self.next_number(), "", b"")
-        head, arrivals, more = await self._read(keys, start, self._signer.seal(keys.channel_bytes, arrived))
+        head, arrivals, more = await self._read(keys, start, self._arrived(keys))
         return head, arrivals, int(more[0])
 
-    async def _read(
-        self, keys: LogKeys, start: int | None, *announcement: bytes
-    ) -> tuple[Head, list[Arrival], list[Any]]:
-        first = "-" if start is None else start
-        if not self._line.publishes:
-            # Nobody waits for a server that is known to be silent: others may stand behind, for their turn.
-            raise ClusterUnavailable()
-        arguments = (_new_epoch(), first, LOG_EVENTS + 1, *announcement)
+    def _arrived(self, keys: LogKeys) -> bytes:
+        return self._signer.seal(keys.channel_bytes, self.envelope("arrived", self.next_number(), "", b""))
+
+    async def _read(self, keys: LogKeys, start: int, *announcement: bytes) -> tuple[Head, list[Arrival], list[Any]]:
+        self._demand_answers()
+        arguments: tuple[bytes | str | int, ...] = (_new_epoch(), start, LOG_EVENTS + 1, *announcement)
         try:
             epoch, offset, found, *more = await self._line.run_script(
                 _READ, (keys.head, keys.log, keys.channel), *arguments, budget_s=READ_S
             )
         except (LinkLost, ServerRefused) as error:
             raise ClusterUnavailable() from error
+        return (*self._found(keys, epoch, offset, found), more)
+
+    async def heads_on_arrival(self, logs: Sequence[LogKeys]) -> Sequence[tuple[Head, list[Arrival], int]]:
+        """Where logs stand that this node has just begun to hear, each with its last entry and how many hear it; where
+        others do, they have been told.
+        """
+        found: list[tuple[Head, list[Arrival], int]] = []
+        for start in range(0, len(logs), _HEADS):
+            some = logs[start : start + _HEADS]
+            answers = await self._stand(some, "1")
+            found += [
+                (*self._found(keys, *answer), hearers) for keys, (*answer, hearers) in zip(some, answers, strict=True)
+            ]
+        # Alone, it would tell itself.
+        await self._announce([keys for keys, (_, _, hearers) in zip(logs, found, strict=True) if hearers != 1])
+        return found
+
+    async def _announce(self, logs: Sequence[LogKeys]) -> None:
+        calls = [
+            self._line.call("SPUBLISH", keys.channel, b"\n" + self._arrived(keys), budget_s=PUBLISH_S) for keys in logs
+        ]
+        for outcome in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise ClusterUnavailable() from outcome
+
+    async def _heads(self, logs: Sequence[LogKeys]) -> Sequence[Found]:
+        # Many ask for the same room at the same time.
+        unique = list(dict.fromkeys(logs))
+        answers = await self._stand(unique)
+        found = {keys: self._found(keys, *answer) for keys, answer in zip(unique, answers, strict=True)}
+        return [found[keys] for keys in logs]
+
+    async def _stand(self, logs: Sequence[LogKeys], *count: str) -> Sequence[Any]:
+        self._demand_answers()
+        names = [name for keys in logs for name in (keys.head, keys.log, keys.channel)]
+        try:
+            answers: Sequence[Any] = await self._line.run_script(
+                _HEADS_OF, names, _new_epoch(), *count, budget_s=READ_S
+            )
+        except (LinkLost, ServerRefused) as error:
+            raise ClusterUnavailable() from error
+        return answers
+
+    def _demand_answers(self) -> None:
+        if not self._line.publishes:
+            # Nobody waits for a server that is known to be silent: others may stand behind, for their turn.
+            raise ClusterUnavailable()
+
+    def _found(self, keys: LogKeys, epoch: bytes, offset: bytes, found: Sequence[bytes]) -> Found:
         head = Head(epoch.decode(), int(offset))
         arrivals: list[Arrival] = []
         for wire in found:
@@ -140,7 +197,7 @@ class RoomLog:
                 self._counters.unverified += 1
                 continue
             arrivals.append((opened[0], opened[1]))
-        return head, arrivals, more
+        return head, arrivals
 
     async def leave_epoch(self, keys: LogKeys, incomplete: str) -> None:
         """A new epoch, unless the log has already left the `incomplete` one."""

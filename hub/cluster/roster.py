@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Literal
+from itertools import islice
+from typing import Literal, NamedTuple
 from uuid import UUID
 
 import msgspec
 import structlog
 
+from hub.cluster.batch import Batch
 from hub.cluster.keys import Keys
 from hub.cluster.nodes import Nodes, monotonic_s
 from hub.cluster.redis import Door, Script
@@ -25,14 +27,16 @@ from hub.protocol.errors import ClusterUnavailable
 log = structlog.get_logger(__name__)
 
 _AT_ONCE = 500
+# Changes in one script: a millisecond or two of Redis' time.
+_CHANGES = 100
 _CONFIRM_MS = 30_000
 _RETRY_S = 0.5
 # How long an interrupted session is brought back to a Redis that lost it; its grace is over by then.
 _REMEMBER_S = 60.0
 _IDLE_S = 15.0
 
-_ENTER, _INTERRUPT, _LEAVE = Script("enter"), Script("interrupt"), Script("leave")
-_ROSTER, _SWEEP, _CONFIRM = Script("roster"), Script("sweep"), Script("confirm")
+_ATTEND, _ROSTER = Script("attend"), Script("roster")
+_SWEEP, _CONFIRM = Script("sweep"), Script("confirm")
 
 Key = tuple[UUID, str]
 
@@ -61,6 +65,18 @@ class _Told(msgspec.Struct, frozen=True):
     since_ms: int
 
 
+class _Change(NamedTuple):
+    """See attend.lua."""
+
+    what: Literal["live", "interrupted", "lost", "left"]
+    call_id: UUID
+    session_id: str
+    incarnation: str
+    participant_id: str = ""
+    entry: bytes = b""
+    again: str = ""
+
+
 class _Mine(msgspec.Struct):
     entry: RosterEntry
     interrupted_at_s: float | None = None
@@ -72,6 +88,7 @@ class Roster:
         self._mine: dict[Key, _Mine] = {}
         # What Redis does not know yet: bring it (again), or take it out.
         self._owed: dict[Key, Literal["bring", "remove"]] = {}
+        self._changes: Batch[_Change, bytes] = Batch(self._change, most=_CHANGES)
         self._wake = asyncio.Event()
         self._gone: Callable[[UUID, RosterEntry], None] | None = None
         self._moved: Callable[[str, UUID, bool], None] = lambda session_id, call_id, inside: None
@@ -95,33 +112,38 @@ class Roster:
                 entry, node_id=self._nodes.node_id, incarnation=self._nodes.incarnation, state="live"
             )
             try:
-                answer = await self._register(call_id, mine, again=False)
+                answer = await self._changes.ask(_entering(call_id, mine))
             except ClusterUnavailable:
                 # It may have arrived all the same; and who was in before still is.
                 self._owe_what_holds((call_id, entry.session_id))
                 raise
-            if answer == "ok":
+            if answer == b"ok":
                 self._mine[(call_id, entry.session_id)] = _Mine(mine)
                 self._owed.pop((call_id, entry.session_id), None)
                 self._moved(entry.session_id, call_id, True)
                 return
+            if answer == b"failed":
+                raise ClusterUnavailable("the roster cannot be read")
             if attempt == 1:
                 await self._nodes.beat()
         raise ClusterUnavailable("this node lost its lease")
 
-    async def interrupt(self, call_id: UUID, session_id: str) -> None:
-        """The socket is lost; the grace begins. Where Redis is away, when it is back."""
-        mine = self._mine.get((call_id, session_id))
-        if mine is None:
-            return
-        mine.interrupted_at_s = monotonic_s()
-        mine.entry = msgspec.structs.replace(mine.entry, state="interrupted")
-        try:
-            await self._door.run(
-                _INTERRUPT, self._room(call_id), self._keys.presence, str(call_id), session_id, mine.entry.incarnation
-            )
-        except ClusterUnavailable:
-            self._owe(call_id, session_id, "bring")
+    async def interrupt(self, lost: Sequence[Key]) -> None:
+        """These sockets are lost; the grace begins. Where Redis is away, when it is back."""
+        now_s, changes = monotonic_s(), []
+        for key in lost:
+            mine = self._mine.get(key)
+            if mine is not None:
+                mine.interrupted_at_s = now_s
+                mine.entry = msgspec.structs.replace(mine.entry, state="interrupted")
+                changes.append(_Change("lost", *key, mine.entry.incarnation))
+        for start in range(0, len(changes), _CHANGES):
+            some = changes[start : start + _CHANGES]
+            try:
+                await self._change(some)
+            except ClusterUnavailable:
+                for change in some:
+                    self._owe_what_holds((change.call_id, change.session_id))
 
     async def leave(self, call_id: UUID, session_id: str) -> None:
         """Out, without grace. Where Redis is away, when it is back."""
@@ -129,7 +151,7 @@ class Roster:
         self._owed.pop((call_id, session_id), None)
         self._moved(session_id, call_id, False)
         try:
-            await self._remove(call_id, session_id)
+            await self._changes.ask(self._leaving(call_id, session_id))
         except ClusterUnavailable:
             self._owe_what_holds((call_id, session_id))
             return
@@ -201,55 +223,72 @@ class Roster:
 
     async def _settle_up(self) -> None:
         while self._owed:
-            key, what = next(iter(self._owed.items()))
-            mine = self._mine.get(key)
-            if what == "bring" and mine is not None:
-                await self._bring(key[0], mine)
-            elif what == "remove" and mine is None:
-                await self._remove(*key)
-            if self._mine.get(key) is not mine:
-                # They came or went meanwhile, and nobody knows what reached Redis last.
-                self._owe_what_holds(key)
-            elif self._owed.get(key) == what:
-                del self._owed[key]
+            owed = list(islice(self._owed.items(), _CHANGES))
+            held = {key: self._mine.get(key) for key, _ in owed}
+            changes = {key: change for key, what in owed if (change := self._owed_change(key, what)) is not None}
+            answers = await self._change(list(changes.values())) if changes else ()
+            if b"fenced" in answers:
+                # The next heartbeat gives a new incarnation, and everything is owed again.
+                raise ClusterUnavailable("this node lost its lease")
+            for key, answer in zip(changes, answers, strict=True):
+                if answer == b"gone":
+                    self._seen_as_lost(key, held[key])
+                elif answer == b"failed":
+                    log.error("roster cannot be read", call_id=str(key[0]), session_id=key[1])
+            for key, what in owed:
+                if self._mine.get(key) is not held[key]:
+                    # They came or went meanwhile, and nobody knows what reached Redis last.
+                    self._owe_what_holds(key)
+                elif self._owed.get(key) == what:
+                    del self._owed[key]
 
-    async def _bring(self, call_id: UUID, mine: _Mine) -> None:
-        mine.entry = msgspec.structs.replace(mine.entry, incarnation=self._nodes.incarnation)
-        answer = await self._register(call_id, mine.entry, again=True)
-        if answer == "fenced":
-            # The next heartbeat gives a new incarnation, and everything is owed again.
-            raise ClusterUnavailable("this node lost its lease")
-        if answer == "gone" and self._mine.pop((call_id, mine.entry.session_id), None) is not None:
-            self._moved(mine.entry.session_id, call_id, False)
-            log.warning("session was already seen as lost", call_id=str(call_id), session_id=mine.entry.session_id)
-            if self._gone is not None and mine.interrupted_at_s is None:
-                self._gone(call_id, mine.entry)
+    def _owed_change(self, key: Key, what: Literal["bring", "remove"]) -> _Change | None:
+        mine = self._mine.get(key)
+        if what == "bring" and mine is not None:
+            mine.entry = msgspec.structs.replace(mine.entry, incarnation=self._nodes.incarnation)
+            return _entering(key[0], mine.entry, again=True)
+        if what == "remove" and mine is None:
+            return self._leaving(*key)
+        return None
 
-    async def _register(self, call_id: UUID, entry: RosterEntry, *, again: bool) -> str:
-        answer: bytes = await self._door.run(
-            _ENTER,
-            self._room(call_id),
-            self._keys.presence,
-            str(call_id),
-            entry.session_id,
-            str(entry.participant_id),
-            entry.incarnation,
-            msgspec.json.encode(entry),
-            entry.state,
-            "1" if again else "0",
-        )
-        return answer.decode()
+    def _seen_as_lost(self, key: Key, mine: _Mine | None) -> None:
+        if mine is None or self._mine.get(key) is not mine:
+            return
+        del self._mine[key]
+        self._moved(key[1], key[0], False)
+        log.warning("session was already seen as lost", call_id=str(key[0]), session_id=key[1])
+        if self._gone is not None and mine.interrupted_at_s is None:
+            self._gone(key[0], mine.entry)
 
-    async def _remove(self, call_id: UUID, session_id: str) -> None:
-        await self._door.run(
-            _LEAVE, self._room(call_id), self._keys.presence, str(call_id), session_id, self._nodes.incarnation
-        )
+    def _leaving(self, call_id: UUID, session_id: str) -> _Change:
+        return _Change("left", call_id, session_id, self._nodes.incarnation)
+
+    async def _change(self, changes: Sequence[_Change]) -> Sequence[bytes]:
+        keys: list[str] = []
+        words: list[str | bytes] = []
+        for what, call_id, session_id, incarnation, participant_id, entry, again in changes:
+            keys.append(self._keys.roster(call_id))
+            words += (what, str(call_id), session_id, incarnation, participant_id, entry, again)
+        answers: Sequence[bytes] = await self._door.run(_ATTEND, keys, self._keys.presence, *words)
+        return answers
 
     def _forget_old(self) -> None:
         now_s = monotonic_s()
         for key, mine in list(self._mine.items()):
             if mine.interrupted_at_s is not None and now_s - mine.interrupted_at_s > _REMEMBER_S:
                 del self._mine[key]
+
+
+def _entering(call_id: UUID, entry: RosterEntry, *, again: bool = False) -> _Change:
+    return _Change(
+        entry.state,
+        call_id,
+        entry.session_id,
+        entry.incarnation,
+        str(entry.participant_id),
+        msgspec.json.encode(entry),
+        "1" if again else "",
+    )
 
 
 def _lost(text: bytes) -> Lost:

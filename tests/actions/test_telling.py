@@ -126,7 +126,7 @@ async def test_who_comes_back_as_the_grace_ends_is_in(hub: Node) -> None:
     call_id = await hub.person("ann").room()
     await host.join(call_id)
     await old.join(call_id)
-    await hub.roster.interrupt(call_id, old.id)
+    await hub.roster.interrupt([(call_id, old.id)])
     hub.sockets.remove(old)
     await asyncio.sleep(0.3)
 

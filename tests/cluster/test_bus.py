@@ -183,9 +183,9 @@ async def test_publishes_of_one_loop_turn_leave_in_one_write(open_node: OpenNode
 async def test_a_user_hears_on_every_node_that_serves_them(open_node: OpenNode) -> None:
     (a, ear_a), (b, ear_b) = await open_node("a"), await open_node("b")
     tenant_id = uuid4()
-    await a.bus.subscribe_user(tenant_id, "anna}:x")
-    await b.bus.subscribe_user(tenant_id, "anna}:x")
-    await b.bus.subscribe_user(uuid4(), "anna}:x")
+    await a.bus.subscribe_users([(tenant_id, "anna}:x")])
+    await b.bus.subscribe_users([(tenant_id, "anna}:x")])
+    await b.bus.subscribe_users([(uuid4(), "anna}:x")])
     await a.bus.to_user(tenant_id, "anna}:x", "invite:received", {"n": 1})
     await until(lambda: bool(ear_a.users and ear_b.users))
     await asyncio.sleep(0.02)

@@ -41,7 +41,7 @@ async def test_three_nodes_agree_on_the_order_of_what_two_of_them_say(open_node:
     nodes = [await open_node(name) for name in "abc"]
     (a, ear_a), (b, ear_b), (c, ear_c) = nodes
     for node, _ in nodes:
-        await node.bus.subscribe_user(TENANT, "anna")
+        await node.bus.subscribe_users([(TENANT, "anna")])
     await asyncio.gather(say(a, *range(50)), say(b, *range(50, 100)))
     await until(lambda: all(len(ear.users) == 100 for _, ear in nodes))
     assert ear_a.users == ear_b.users == ear_c.users
@@ -54,14 +54,14 @@ async def test_three_nodes_agree_on_the_order_of_what_two_of_them_say(open_node:
 
 async def test_what_was_missed_is_had_on_another_node_whole_and_once(open_node: OpenNode) -> None:
     (a, _), (b, ear_b) = await open_node("a"), await open_node("b")
-    await a.bus.subscribe_user(TENANT, "anna")
+    await a.bus.subscribe_users([(TENANT, "anna")])
     before = place(a)
     await say(a, 1, 2, 3)
     await until(lambda: place(a).offset == before.offset + 3)
     a.bus.unsubscribe_user(TENANT, "anna")
     # Nobody is there to hear these.
     await say(a, 4, 5)
-    await b.bus.subscribe_user(TENANT, "anna")
+    await b.bus.subscribe_users([(TENANT, "anna")])
     missed = await b.bus.missed_by_user(TENANT, "anna", Position(before.epoch, before.offset + 3))
     here = place(b)
     assert [event["n"] for event in of(missed) or ()] == [4, 5]
@@ -74,7 +74,7 @@ async def test_what_was_missed_is_had_on_another_node_whole_and_once(open_node: 
 async def test_a_resume_under_fire_loses_and_repeats_nothing(open_node: OpenNode) -> None:
     """Somebody listens from where `missed_by_user` ended, while events go on and on."""
     (a, _), (b, ear) = await open_node("a"), await open_node("b")
-    await a.bus.subscribe_user(TENANT, "anna")
+    await a.bus.subscribe_users([(TENANT, "anna")])
     start = place(a)
 
     async def storm() -> None:
@@ -83,7 +83,7 @@ async def test_a_resume_under_fire_loses_and_repeats_nothing(open_node: OpenNode
 
     going = asyncio.create_task(storm())
     await asyncio.sleep(0.05)
-    await b.bus.subscribe_user(TENANT, "anna")
+    await b.bus.subscribe_users([(TENANT, "anna")])
     for _ in range(10):
         missed = await b.bus.missed_by_user(TENANT, "anna", start)
         # No await between these two, as at the edge.
@@ -101,7 +101,7 @@ async def test_a_resume_under_fire_loses_and_repeats_nothing(open_node: OpenNode
 
 async def test_where_not_everything_is_there_any_more_it_says_so(open_node: OpenNode) -> None:
     a, _ = await open_node("a")
-    await a.bus.subscribe_user(TENANT, "anna")
+    await a.bus.subscribe_users([(TENANT, "anna")])
     start = place(a)
     await asyncio.gather(*(say(a, n) for n in range(1100)))
     await until(lambda: place(a).offset == 1100)
@@ -117,7 +117,7 @@ async def test_what_one_node_said_while_redis_was_away_ends_the_epoch(open_node:
     """Sessions of that node hear it at once; all others learn that they missed something."""
     (a, ear_a), (b, ear_b) = await open_node("a", url=own_valkey.url), await open_node("b", url=own_valkey.url)
     for node in (a, b):
-        await node.bus.subscribe_user(TENANT, "anna")
+        await node.bus.subscribe_users([(TENANT, "anna")])
     await say(a, 1)
     await until(lambda: said(ear_b) == [1])
     before = place(b)
@@ -137,7 +137,7 @@ async def test_what_one_node_said_while_redis_was_away_ends_the_epoch(open_node:
 
 async def test_a_hole_is_mended_from_the_log(open_node: OpenNode) -> None:
     (a, _), (b, ear) = await open_node("a"), await open_node("b")
-    await b.bus.subscribe_user(TENANT, "anna")
+    await b.bus.subscribe_users([(TENANT, "anna")])
     hear, channel = b.bus._line._hear, b.bus._keys.user(TENANT, "anna").channel
     assert hear is not None
     hear.send("SUNSUBSCRIBE", channel)
@@ -152,7 +152,7 @@ async def test_a_hole_is_mended_from_the_log(open_node: OpenNode) -> None:
 
 async def test_forged_and_replayed_words_to_a_user_have_no_effect(open_node: OpenNode) -> None:
     a, ear = await open_node("a")
-    await a.bus.subscribe_user(TENANT, "anna")
+    await a.bus.subscribe_users([(TENANT, "anna")])
     await a.bus.subscribe_room(call_id := uuid4())
     keys, wires = a.bus._keys.user(TENANT, "anna"), []
     tap = a.bus._hearing.message
@@ -182,7 +182,7 @@ async def test_a_node_hears_nothing_of_rooms_and_users_it_has_nobody_in(open_nod
     c.bus._hearing.message = lambda channel, wire: wires.append(channel)  # type: ignore[method-assign]
     for node in (a, b):
         await node.bus.subscribe_room(call_id)
-        await node.bus.subscribe_user(TENANT, "anna")
+        await node.bus.subscribe_users([(TENANT, "anna")])
     for number in range(20):
         await a.bus.to_room(call_id, "chat:posted", {"text": str(number)})
         await c.bus.to_room(call_id, "chat:typing", {"text": "…"}, recorded=False)

@@ -361,7 +361,7 @@ async def test_rosters_are_whole_again_soon_after_redis_lost_everything(open_nod
             await a.roster.enter(call_id, entry(f"a{n}"))
         await b.roster.enter(call_id, entry("b"))
         forgetful.kill()
-        await b.roster.interrupt(call_id, "b")
+        await b.roster.interrupt([(call_id, "b")])
         await a.roster.leave(call_id, "a0")
         forgetful.start()
         back_at = time.monotonic()

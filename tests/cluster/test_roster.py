@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from hub.cluster import Cluster, SessionInfo
+from hub.cluster.roster import _entering
 from hub.context import RosterEntry
 from hub.embedded import Valkey
 from hub.protocol.errors import ClusterUnavailable
@@ -70,7 +71,7 @@ async def test_a_lost_socket_is_interrupted_and_lost_once_after_the_grace(open_n
     (a, _), (b, _) = await open_node("a"), await open_node("b")
     call_id, anna = uuid4(), entry()
     await a.roster.enter(call_id, anna)
-    await a.roster.interrupt(call_id, "s1")
+    await a.roster.interrupt([(call_id, "s1")])
     assert await states(b, call_id) == {"s1": "interrupted"}
     assert await b.roster.lost(30) == []
     await asyncio.sleep(0.05)
@@ -88,7 +89,7 @@ async def test_a_loss_that_nobody_confirms_is_handed_out_again(
     a, _ = await open_node("a")
     call_id = uuid4()
     await a.roster.enter(call_id, entry())
-    await a.roster.interrupt(call_id, "s1")
+    await a.roster.interrupt([(call_id, "s1")])
     await asyncio.sleep(0.01)
     (first,) = await a.roster.lost(0)
     assert await a.roster.lost(0) == []
@@ -104,7 +105,7 @@ async def test_a_return_on_another_node_within_the_grace_goes_unnoticed(open_nod
     (a, _), (b, _) = await open_node("a"), await open_node("b")
     call_id, participant = uuid4(), uuid4()
     await a.roster.enter(call_id, entry("old", participant))
-    await a.roster.interrupt(call_id, "old")
+    await a.roster.interrupt([(call_id, "old")])
     await b.roster.enter(call_id, entry("new", participant))
     await asyncio.sleep(0.02)
     assert await states(a, call_id) == {"new": "live"}
@@ -116,11 +117,11 @@ async def test_a_participant_is_lost_with_the_last_session_only(open_node: OpenN
     call_id, participant = uuid4(), uuid4()
     await a.roster.enter(call_id, entry("one", participant))
     await a.roster.enter(call_id, entry("two", participant))
-    await a.roster.interrupt(call_id, "one")
+    await a.roster.interrupt([(call_id, "one")])
     await asyncio.sleep(0.01)
     assert await a.roster.lost(0) == []
     assert await states(a, call_id) == {"two": "live"}
-    await a.roster.interrupt(call_id, "two")
+    await a.roster.interrupt([(call_id, "two")])
     await asyncio.sleep(0.01)
     (lost,) = await a.roster.lost(0)
     assert lost.entry.session_id == "two"
@@ -152,9 +153,9 @@ async def test_a_dead_incarnation_cannot_write(open_node: OpenNode) -> None:
     await b.roster.enter(call_id, entry("s2", participant))
     # What the frozen node still does under its old name.
     old = RosterEntry("s3", uuid4(), "mallory", uuid4(), "a", a.incarnation)
-    assert await a.roster._register(call_id, old, again=False) == "fenced"
+    assert await a.roster._change([_entering(call_id, old)]) == [b"fenced"]
     await a.roster.leave(call_id, "s2")
-    await a.roster.interrupt(call_id, "s1")
+    await a.roster.interrupt([(call_id, "s1")])
     assert await states(b, call_id) == {"s2": "live"}
 
 
@@ -202,7 +203,7 @@ async def test_a_room_that_everybody_left_leaves_nothing_behind(open_node: OpenN
     call_id = uuid4()
     for session_id in ("s1", "s2"):
         await a.roster.enter(call_id, entry(session_id))
-    await a.roster.interrupt(call_id, "s2")
+    await a.roster.interrupt([(call_id, "s2")])
     for session_id in ("s1", "s2"):
         await a.roster.leave(call_id, session_id)
     assert await a.roster.lost(0) == []
@@ -312,3 +313,32 @@ async def test_a_leave_that_is_overtaken_by_a_return_removes_nobody(open_node: O
         await leaving
         await asyncio.sleep(0.5)
         assert await states(b, call_id) == {"s1": "live"}
+
+
+async def test_many_changes_at_once_are_each_as_if_alone_and_in_order(open_node: OpenNode) -> None:
+    (a, _), (b, _) = await open_node("a"), await open_node("b")
+    call_id, other_id, anna, ben = uuid4(), uuid4(), entry("s1"), entry("s2")
+    await a.roster.enter(call_id, anna)
+    await asyncio.gather(
+        a.roster.enter(other_id, anna),
+        a.roster.leave(call_id, "s1"),
+        a.roster.enter(call_id, ben),
+        *(a.roster.enter(call_id, entry(f"more{n}")) for n in range(250)),
+    )
+    assert await states(b, other_id) == {"s1": "live"}
+    assert await states(b, call_id) == {"s2": "live", **{f"more{n}": "live" for n in range(250)}}
+    await a.roster.interrupt([(other_id, "s1"), *((call_id, f"more{n}") for n in range(250)), (call_id, "nobody")])
+    assert await states(b, other_id) == {"s1": "interrupted"}
+    assert await states(b, call_id) == {"s2": "live", **{f"more{n}": "interrupted" for n in range(250)}}
+
+
+async def test_a_roster_that_cannot_be_read_holds_up_no_other(open_node: OpenNode) -> None:
+    a, _ = await open_node("a")
+    broken, whole, participant = uuid4(), uuid4(), uuid4()
+    await a._door.command("HSET", a.bus._keys.presence + f"people:{broken}", str(participant), "not JSON")
+    failed, entered = await asyncio.gather(
+        a.roster.enter(broken, entry("s1", participant)), a.roster.enter(whole, entry("s2")), return_exceptions=True
+    )
+    assert isinstance(failed, ClusterUnavailable)
+    assert entered is None
+    assert await states(a, whole) == {"s2": "live"}

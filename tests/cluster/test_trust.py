@@ -102,7 +102,7 @@ async def test_replayed_ephemeral_user_and_control_messages_are_dropped(open_nod
     (a, _), (b, ear_b) = await open_node("a"), await open_node("b")
     call_id, tenant_id = uuid4(), uuid4()
     await b.bus.subscribe_room(call_id)
-    await b.bus.subscribe_user(tenant_id, "anna")
+    await b.bus.subscribe_users([(tenant_id, "anna")])
     keys, heard = a.bus._keys, []
     tap = b.bus._hearing.message
 

@@ -295,10 +295,10 @@ class FakeBus:
     def unsubscribe_room(self, call_id: UUID) -> None:
         self.rooms.discard(call_id)
 
-    async def subscribe_user(self, tenant_id: UUID, user_id: str) -> None:
+    async def subscribe_users(self, users: Sequence[tuple[UUID, str]]) -> None:
         if self.down:
             raise errors.ClusterUnavailable()
-        self.users.add((tenant_id, user_id))
+        self.users.update(users)
 
     def unsubscribe_user(self, tenant_id: UUID, user_id: str) -> None:
         self.users.discard((tenant_id, user_id))
@@ -326,10 +326,11 @@ class FakeRoster:
         await self._step("leave", call_id)
         self.entries.pop((call_id, session_id), None)
 
-    async def interrupt(self, call_id: UUID, session_id: str) -> None:
-        await self._step("interrupt", call_id)
-        if (call_id, session_id) in self.entries:
-            self.entries[call_id, session_id] = "interrupted"
+    async def interrupt(self, lost: Sequence[tuple[UUID, str]]) -> None:
+        for key in lost:
+            await self._step("interrupt", key[0])
+            if key in self.entries:
+                self.entries[key] = "interrupted"
 
     async def sessions(self, call_id: UUID) -> Sequence[RosterEntry]:
         return []

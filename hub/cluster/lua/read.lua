@@ -1,6 +1,6 @@
 -- Where a room's log stands, with the entries from an offset on. A room without a log gets its epoch here.
 -- KEYS  1 head  2 log  3 channel
--- ARGV  1 epoch to use if the room has none  2 first offset wanted, or '-' for only the last entry  3 how many at most
+-- ARGV  1 epoch to use if the room has none  2 first offset wanted  3 how many at most
 --       4 by a node that has begun to listen: signed, what tells the others so
 -- Answers epoch, offset, entries, and with ARGV 4 how many nodes listen.
 local head = redis.call('HMGET', KEYS[1], 'epoch', 'offset')
@@ -12,14 +12,8 @@ if not epoch then
   redis.call('PEXPIRE', KEYS[1], 86400000)
   redis.call('DEL', KEYS[2])
 end
-local found
-if ARGV[2] == '-' then
-  found = redis.call('XREVRANGE', KEYS[2], '+', '-', 'COUNT', 1)
-else
-  found = redis.call('XRANGE', KEYS[2], ARGV[2] .. '-0', '+', 'COUNT', ARGV[3])
-end
 local entries = {}
-for i, entry in ipairs(found) do
+for i, entry in ipairs(redis.call('XRANGE', KEYS[2], ARGV[2] .. '-0', '+', 'COUNT', ARGV[3])) do
   entries[i] = entry[2][2]
 end
 if not ARGV[4] then

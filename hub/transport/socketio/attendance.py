@@ -6,7 +6,7 @@ only while somebody is in it, and the roster that all nodes see.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -42,10 +42,14 @@ class Attendance:
     def __len__(self) -> int:
         return len(self._interest)
 
-    def lost(self, session: Session, *, interrupt: bool) -> None:
-        """Its socket is gone. Without `interrupt` the roster is left as it is."""
-        for call_id in list(session.joined):
-            self.depart(session, call_id, self._roster.interrupt if interrupt else None)
+    def lost(self, sessions: Sequence[Session], *, interrupt: bool) -> None:
+        """Their sockets are gone. Without `interrupt` the roster is left as it is."""
+        lost = [(call_id, session.id) for session in sessions for call_id in session.joined]
+        for session in sessions:
+            for call_id in list(session.joined):
+                self.depart(session, call_id, None)
+        if interrupt and lost:
+            self._chores.add(lambda: self._roster.interrupt(lost))
 
     def put_out(self, session: Session, call_id: UUID) -> None:
         self.depart(session, call_id, self._roster.leave)
@@ -69,7 +73,8 @@ class Attendance:
                 self._demand_joined(session, call_id)
             else:
                 # Gone meanwhile: its going knew nothing of this entry. The grace begins all the same.
-                self.depart(session, call_id, self._roster.interrupt)
+                self.depart(session, call_id, None)
+                self._chores.add(lambda: self._roster.interrupt([(call_id, session.id)]))
         except BaseException:
             if fresh:
                 self.depart(session, call_id, self._roster.leave)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Protocol
 from uuid import UUID
 
@@ -17,7 +18,7 @@ User = tuple[UUID, str]
 class UserSubscriptions(Protocol):
     """Subscribing raises ClusterUnavailable."""
 
-    async def subscribe_user(self, tenant_id: UUID, user_id: str) -> None: ...
+    async def subscribe_users(self, users: Sequence[User]) -> None: ...
     def unsubscribe_user(self, tenant_id: UUID, user_id: str) -> None: ...
 
 
@@ -30,28 +31,38 @@ class Audience:
         self._made_up = made_up
         self._chores = chores
         self._expected: dict[User, int] = {}
+        # One future for those who are subscribed together.
         self._opening: dict[User, asyncio.Future[None]] = {}
         self._sessions: dict[User, dict[Session, None]] = {}
 
     def of(self, user: User) -> Iterable[Session]:
         return tuple(self._sessions.get(user, ()))
 
-    async def expect(self, user: User) -> None:
-        """From the return on, what is said to the user is heard; without the cluster, as soon as it is back."""
-        expected = self._expected[user] = self._expected.get(user, 0) + 1
-        if expected > 1:
-            opening = self._opening.get(user)
-            if opening is not None:
-                await asyncio.wait((opening,))
-            return
-        opening = self._opening[user] = asyncio.get_running_loop().create_future()
+    async def expect(self, users: Iterable[User]) -> None:
+        """From the return on, what is said to these users is heard; without the cluster, as soon as it is back."""
+        opening: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        others: set[asyncio.Future[None]] = set()
+        new: list[User] = []
+        for user in users:
+            expected = self._expected[user] = self._expected.get(user, 0) + 1
+            if expected == 1:
+                self._opening[user] = opening
+                new.append(user)
+            elif user in self._opening:
+                others.add(self._opening[user])
+        others.discard(opening)
         try:
-            await self._subscriptions.subscribe_user(*user)
+            if new:
+                await self._subscriptions.subscribe_users(new)
         except HubError:
-            self._chores.add(lambda: self._make_up(user))
+            for user in new:
+                self._chores.add(partial(self._make_up, user))
         finally:
-            del self._opening[user]
+            for user in new:
+                del self._opening[user]
             opening.set_result(None)
+        if others:
+            await asyncio.wait(others)
 
     def forget(self, user: User) -> None:
         self._expected[user] -= 1
@@ -71,7 +82,7 @@ class Audience:
 
     async def _make_up(self, user: User) -> None:
         if user in self._expected:
-            await self._subscriptions.subscribe_user(*user)
+            await self._subscriptions.subscribe_users([user])
             if user in self._expected:
                 self._made_up(*user)
             else:

@@ -11,7 +11,6 @@ import asyncio
 import random
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from datetime import UTC
 from typing import Any, Protocol
@@ -26,6 +25,7 @@ from hub import metrics
 from hub.commands import APPS, Event
 from hub.context import Hub, Position, RosterEntry
 from hub.dispatch import Dispatcher
+from hub.gather import Gather
 from hub.protocol import errors
 from hub.protocol.errors import HubError
 from hub.protocol.notices import (
@@ -54,6 +54,7 @@ from hub.transport.socketio.options import EdgeOptions
 from hub.transport.socketio.packets import CLOSED, CONNECTS, Packets
 from hub.transport.socketio.server import Server
 from hub.transport.socketio.session import Session
+from hub.transport.socketio.slices import Slices
 from hub.transport.socketio.socket import Socket
 
 log = structlog.get_logger("hub.edge")
@@ -63,12 +64,14 @@ SESSIONS = metrics.gauge("sessions", "Authenticated sockets")
 # Sockets sent away per second of a drain, before the deadline forces more: a reconnect costs the others something.
 _DRAIN_PER_S = 500
 _DRAIN_JITTER_MS = 3000
-# What everybody is told goes out in slices, and many that go at once are seen off in slices, so that the loop does not
-# stall.
+# What everybody is told goes out in slices, so that the loop does not stall.
 _SLICE = 500
 # The deadline of a socket's command, and what it has beyond to tell what it has decided.
 _COMMAND_S = 6.0
-_LEAVING = 100
+
+
+# Sessions let in by one question to the cluster.
+_TOGETHER = 100
 
 
 class Missed(Protocol):
@@ -92,6 +95,10 @@ class Register(Protocol):
 
     def opened(self, session: Session) -> None: ...
     def closed(self, session: Session) -> None: ...
+
+
+# A session, and up to where its client has heard what is meant for its user.
+_Arrival = tuple[Session, Position | None]
 
 
 class Edge:
@@ -129,8 +136,11 @@ class Edge:
             dispatcher, hub, self._admission, self.options, self.attendance, self._enter, self._spawn
         )
         self._tasks: asyncio.TaskGroup | None = None
-        # Sockets that nothing reaches any more, and of which their rooms do not know yet.
-        self._leaving: deque[Socket] = deque()
+        # What sockets that have ended leave behind is cleared away.
+        self._arrivals: Gather[_Arrival] = Gather(self._arrived, most=_TOGETHER)
+        self._endings = Slices(self._clear_away, self._tell_roster)
+        # Sessions that have ended, and of which the roster does not know yet.
+        self._gone: list[Session] = []
         # Those that were connections of aiohttp's before.
         self._taken_over: dict[Socket, asyncio.Future[None]] = {}
         # Connections, and commands that wait for something.
@@ -365,31 +375,36 @@ class Edge:
             log.exception("socket_crashed")
             socket.abort()
 
-    def ended(self, socket: Socket) -> None:
-        self.server.eio.remove(socket)
-        self._heartbeat.remove(socket)
-        if socket.session is not None:
-            self.server.manager.drop(socket.sid)
-            if not self._leaving:
-                asyncio.get_running_loop().call_soon(self._see_off)
-            self._leaving.append(socket)
+    def ending(self, socket: Socket) -> None:
+        self._endings.add(socket)
 
-    def lost(self, socket: Socket) -> None:
+    def _clear_away(self, socket: Socket) -> None:
+        if not socket.seen_off:
+            socket.seen_off = True
+            self._see_off(socket)
+        if socket.lost:
+            if not socket.forgotten:
+                socket.forgotten = True
+                self._forget(socket)
+        elif socket.silent:
+            socket.hang_up()
+
+    def _forget(self, socket: Socket) -> None:
+        socket.settled()
         self._admission.disconnect(socket.address)
         self._end()
         gone = self._taken_over.pop(socket, None)
         if gone is not None and not gone.done():
             gone.set_result(None)
 
-    def _see_off(self) -> None:
-        for _ in range(min(_LEAVING, len(self._leaving))):
-            session = self._leaving.popleft().session
-            assert session is not None
-            self._left(session)
-        if self._leaving:
-            asyncio.get_running_loop().call_soon(self._see_off)
-
-    def _left(self, session: Session) -> None:
+    def _see_off(self, socket: Socket) -> None:
+        self.server.eio.remove(socket)
+        self._heartbeat.remove(socket)
+        socket.partial, socket.parts = None, ()
+        session = socket.session
+        if session is None:
+            return
+        self.server.manager.drop(socket.sid)
         session.forget_expiry()
         SESSIONS.dec()
         del self._sessions[session.id]
@@ -398,7 +413,13 @@ class Edge:
         self._admission.leave(session.user)
         if session.namespace == APPS:
             self._audience.remove(session)
-        self.attendance.lost(session, interrupt=not self.draining or self._staying)
+        if session.joined:
+            self._gone.append(session)
+
+    def _tell_roster(self) -> None:
+        gone, self._gone = self._gone, []
+        if gone:
+            self.attendance.lost(gone, interrupt=not self.draining or self._staying)
 
     # What keeps a drain waiting
 
@@ -420,22 +441,51 @@ class Edge:
 
     # Sessions
 
-    async def _enter(self, session: Session, since: Position | None) -> None:
-        """First the ear for what is said to the user, then the news that it is in: so nothing falls between."""
+    def _enter(self, session: Session, since: Position | None) -> None:
         if session.namespace != APPS:
             # It hears what it is answered, and nothing else.
-            if session.socket.open:
-                self._welcome(session, None, None)
-            else:
-                self._admission.leave(session.user)
-            return
-        await self._audience.expect(session.user)
-        missed = await self._missed(session, since) if since is not None else None
-        if session.socket.open:
-            self._welcome(session, since, missed)
+            self._welcome(session, None, None)
         else:
-            self._audience.forget(session.user)
-            self._admission.leave(session.user)
+            session.socket.entering = True
+            self._arrivals.add((session, since))
+
+    def _arrived(self, arrivals: Sequence[_Arrival]) -> None:
+        # After the end of `run` they are as good as cut off: their deadline closes them.
+        if self._tasks is not None:
+            self._spawn(self._let_in(arrivals))
+
+    async def _let_in(self, arrivals: Sequence[_Arrival]) -> None:
+        """First the ear for what is said to the users, then the news that they are in: so nothing falls between."""
+        try:
+            await self._audience.expect([session.user for session, _ in arrivals])
+        except Exception:
+            log.exception("arrivals_crashed")
+            for session, _ in arrivals:
+                session.socket.abort()
+            return
+        for session, since in arrivals:
+            if since is not None:
+                self._spawn(self._catch_up(session, since))
+            else:
+                self._settle_in(session, None, None)
+
+    async def _catch_up(self, session: Session, since: Position) -> None:
+        self._settle_in(session, since, await self._missed(session, since))
+
+    def _settle_in(self, session: Session, since: Position | None, missed: Sequence[Missed] | None) -> None:
+        socket = session.socket
+        try:
+            if socket.open:
+                self._welcome(session, since, missed)
+            else:
+                self._audience.forget(session.user)
+                self._admission.leave(session.user)
+        except Exception:
+            # One connection's bug ends one connection.
+            log.exception("socket_crashed")
+            socket.abort()
+        socket.entering = False
+        socket.free()
 
     async def _missed(self, session: Session, since: Position) -> Sequence[Missed] | None:
         try:

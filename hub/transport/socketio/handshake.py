@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -22,9 +22,16 @@ PATHS: Final = ("/socket.io/", "/socket.io")
 _TOKEN_PARAMETERS = ("token", "access_token", "auth", "jwt")
 _DEVICE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _POSITION = re.compile(r"[A-Za-z0-9]{1,64}:[0-9]{1,15}")
-_FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
-_FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
-_TARGET = re.compile(r"[\x21-\x7e]+")
+# A target, and at least one field: RFC 9112 §3 and §5.
+_HEAD = re.compile(
+    rb"GET ([\x21-\x7e]+) HTTP/1\.1\r\n"
+    rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*"
+    rb"(?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*)*)"
+)
+# 16 bytes in Base64.
+_KEY = re.compile(r"[A-Za-z0-9+/]{22}==")
+# Longer targets are not kept.
+_USUAL = 128
 # Fields that a request may have more than once, for one value with commas.
 _LISTS = frozenset(("x-forwarded-for", "connection", "upgrade", "sec-websocket-extensions", "sec-websocket-protocol"))
 # RFC 6455 §1.3.
@@ -55,18 +62,13 @@ class Auth(msgspec.Struct, frozen=True):
 
 def read(head: bytes, address: str) -> Request | None:
     """A GET that asks for a WebSocket, or None: anything else, or anything odd. `head`: up to its empty line."""
-    line, *fields = head.decode("latin-1").split("\r\n")
-    method, _, rest = line.partition(" ")
-    target, _, version = rest.partition(" ")
-    if method != "GET" or version != "HTTP/1.1" or not _TARGET.fullmatch(target):
+    plain = _HEAD.fullmatch(head)
+    if plain is None:
         return None
     headers: dict[str, str] = {}
-    for field in fields:
-        name, colon, value = field.partition(":")
-        name = name.lower()
-        if not colon or not _FIELD_NAME.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
-            return None
-        value = value.strip(" \t")
+    for field in plain[2].decode("latin-1").split("\r\n"):
+        name, _, value = field.partition(":")
+        name, value = name.lower(), value.strip(" \t")
         if name in headers:
             if name not in _LISTS:
                 return None
@@ -74,23 +76,29 @@ def read(head: bytes, address: str) -> Request | None:
         headers[name] = value
     if not opens_websocket(headers):
         return None
-    path, _, query = target.partition("?")
+    target = plain[1].decode()
     try:
-        return Request(path, dict(parse_qsl(query, keep_blank_values=True, max_num_fields=32)), headers, address)
+        path, query = _usual(target) if len(target) <= _USUAL else _parts(target)
     except ValueError:
         return None
+    return Request(path, query, headers, address)
+
+
+def _parts(target: str) -> tuple[str, Mapping[str, str]]:
+    path, _, query = target.partition("?")
+    return path, dict(parse_qsl(query, keep_blank_values=True, max_num_fields=32))
+
+
+# Nearly all clients ask for the same.
+_usual = lru_cache(maxsize=256)(_parts)
 
 
 def opens_websocket(headers: Mapping[str, str]) -> bool:
-    try:
-        key = base64.b64decode(headers.get("sec-websocket-key", ""), validate=True)
-    except binascii.Error:
-        return False
     return (
         headers.get("upgrade", "").lower() == "websocket"
-        and "upgrade" in (token.strip().lower() for token in headers.get("connection", "").split(","))
+        and "upgrade" in [token.strip() for token in headers.get("connection", "").lower().split(",")]
         and headers.get("sec-websocket-version") == "13"
-        and len(key) == 16
+        and _KEY.fullmatch(headers.get("sec-websocket-key", "")) is not None
         and "host" in headers
         # A body would be taken for frames.
         and "content-length" not in headers

@@ -51,7 +51,7 @@ class Packets:
         admission: Admission,
         options: EdgeOptions,
         home: Home,
-        enter: Callable[[Session, Position | None], Coroutine[Any, Any, None]],
+        enter: Callable[[Session, Position | None], None],
         spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]],
     ) -> None:
         self._dispatcher = dispatcher
@@ -130,7 +130,7 @@ class Packets:
         try:
             waits = not eager.start(work, lambda rest: self._spawn(self._finish(socket, rest)))
         finally:
-            socket.busy = waits
+            socket.busy = waits or socket.entering
 
     @staticmethod
     async def _finish(socket: Socket, rest: Coroutine[Any, Any, None]) -> None:
@@ -141,8 +141,8 @@ class Packets:
             log.exception("socket_crashed")
             socket.abort()
         finally:
-            socket.busy = False
-            asyncio.get_running_loop().call_soon(socket.proceed)
+            if not socket.entering:
+                socket.free()
 
     # Entering
 
@@ -185,7 +185,7 @@ class Packets:
         )
         if packet.namespace == FILES:
             socket.widen(self._in_files[socket.codec], self._options.frame_bytes)
-        await self._enter(session, auth.user_since)
+        self._enter(session, auth.user_since)
 
     async def _verify(self, socket: Socket, token: str) -> Actor:
         try:

@@ -35,12 +35,10 @@ class Home(Protocol):
         """TEXT, BINARY or PING. Not called while `socket.busy`."""
         ...
 
-    def ended(self, socket: Socket) -> None:
-        """Nothing reaches it any more. Once."""
-        ...
-
-    def lost(self, socket: Socket) -> None:
-        """Its connection is gone. Once."""
+    def ending(self, socket: Socket) -> None:
+        """Nothing reaches it any more; or it is `silent`, and to be hung up on; or it is `lost`. Soon is soon enough:
+        ten thousand that end at once would else stall the loop.
+        """
         ...
 
 
@@ -80,13 +78,17 @@ class Socket(asyncio.Protocol):
         "busy",
         "clogged",
         "codec",
+        "entering",
+        "forgotten",
         "lost",
         "most",
         "partial",
         "parts",
         "queued",
+        "seen_off",
         "session",
         "sid",
+        "silent",
         "transport",
     )
 
@@ -119,7 +121,11 @@ class Socket(asyncio.Protocol):
         self.clogged: asyncio.Future[None] | None = None
         # A command is waiting for something: frames behind it wait, the pong among them.
         self.busy = False
-        self.lost = False
+        # Its session is on the way in, and not told so yet: busy with that.
+        self.entering = False
+        self.lost = self.silent = False
+        # How far whoever has the sockets has seen to its end.
+        self.seen_off = self.forgotten = False
         self.queued = 0
         self.attempts = 0
         # A packet whose attachments are still coming.
@@ -149,13 +155,24 @@ class Socket(asyncio.Protocol):
             self._paused = True
             self._wire.pause_reading()
 
+    def eof_received(self) -> bool:
+        self.transport = GONE
+        self.silent = True
+        self._home.ending(self)
+        # It is not closed yet.
+        return True
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = GONE
         self.lost = True
         self.resume_writing()
-        self.settled()
-        if self.open:
-            self._end()
-        self._home.lost(self)
+        self._home.ending(self)
+
+    def free(self) -> None:
+        """What it was busy with is done: what has arrived meanwhile is heard from the next turn on."""
+        self.busy = False
+        if self._reader.held or self._paused:
+            asyncio.get_running_loop().call_soon(self.proceed)
 
     def proceed(self) -> None:
         """Hear what has arrived, as far as nothing has to be waited for. Not to be called from within a task."""
@@ -238,6 +255,13 @@ class Socket(asyncio.Protocol):
             self._end()
             self._deadline = asyncio.get_running_loop().call_later(self._options.hangup_s, wire.abort)
 
+    def hang_up(self) -> None:
+        """Close the connection, once what is due has been read, or after a while."""
+        if self._wire.get_write_buffer_size():
+            self.settled()
+            self._deadline = asyncio.get_running_loop().call_later(self._options.hangup_s, self._wire.abort)
+        self._wire.close()
+
     def abort(self) -> None:
         """End it without a word."""
         wire = self._wire
@@ -266,8 +290,7 @@ class Socket(asyncio.Protocol):
     def _end(self) -> None:
         self.settled()
         self.transport = GONE
-        self.partial, self.parts = None, ()
-        self._home.ended(self)
+        self._home.ending(self)
 
 
 class _Deaf(Reader):
