@@ -14,15 +14,20 @@ from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 import msgspec
 
-from hub.policy import PERMISSIONS, Permission
+from hub.policy import PERMISSIONS, ROLE_PERMISSIONS, ROLES, Permission
 
-Need = Literal["public", "anyone", "user", "member", "admin", "operator"] | Permission
+Need = Literal["public", "anyone", "user", "member", "owner", "admin", "operator"] | Permission
 """Who may call: the `public`, without a token (REST only; a token that is sent must be good), `anyone` with a token
-(guests too), a `user` (no guest), a `member` of the call named by `call_id`,
+(guests too), a `user` (no guest), a `member` of the call named by `call_id`, its `owner` (an admin of the tenant too),
 an `admin` of the tenant, an `operator` of the installation (a service token), or a member (or owner) of the call with
 that permission."""
 
-NEEDS: frozenset[str] = frozenset(("public", "anyone", "user", "member", "admin", "operator", *PERMISSIONS))
+Caller = Literal["guest", "user", "viewer", "participant", "moderator", "host", "owner", "admin", "operator"]
+"""Everybody there is to be told apart: a guest and a user without a part in the call, the roles in it, its owner, an
+admin of the tenant and an operator of the installation."""
+CALLERS: tuple[Caller, ...] = get_args(Caller)
+
+NEEDS: frozenset[str] = frozenset(("public", "anyone", "user", "member", "owner", "admin", "operator", *PERMISSIONS))
 
 _NAME = re.compile(r"[a-z_]+:[a-z_]+")
 
@@ -88,6 +93,24 @@ class Command(msgspec.Struct, frozen=True):
     @property
     def noun(self) -> str:
         return self.name.partition(":")[0]
+
+
+def callers(needs: Need) -> tuple[Caller, ...]:
+    """The published table: who gets past the gate of a command that needs this. Some commands ask for more inside."""
+    match needs:
+        case "public" | "anyone":
+            return CALLERS
+        case "user":
+            return tuple(caller for caller in CALLERS if caller != "guest")
+        case "admin":
+            return ("admin", "operator")
+        case "operator":
+            return ("operator",)
+        case "owner":
+            return ("owner", "admin", "operator")
+        case "member":
+            return (*ROLES, "owner", "admin", "operator")
+    return (*(role for role in ROLES if needs in ROLE_PERMISSIONS[role]), "owner", "admin", "operator")
 
 
 Action = Callable[..., Awaitable[Any]]

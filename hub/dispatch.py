@@ -216,6 +216,10 @@ class Dispatcher:
             case "operator":
                 if not ctx.actor.operator:
                     raise errors.Forbidden("this is about all tenants: it needs an operator of the installation")
+            case "owner":
+                ctx._member = await self._authorize(ctx, message.call_id, None)
+                if not ctx.actor.admin and ctx.actor.user_id != ctx.member.call.owner_id:
+                    raise errors.Forbidden("only the owner may do this")
             case "member":
                 ctx._member = await self._authorize(ctx, message.call_id, None)
             case permission:

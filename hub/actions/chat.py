@@ -83,7 +83,7 @@ async def _speaker(ctx: Context, tx: Transaction, call_id: UUID) -> tuple[Call, 
     members.demand_open(call)
     mine = ctx.member.participant
     person = await participants.get(tx, call_id, mine.id) if mine else None
-    member = members.as_member(ctx.actor, call, person)
+    member = members.as_member(ctx.actor, call, person, await members.taken_away(tx, ctx.actor, person))
     if not members.heads(ctx.actor, call):
         members.demand_in_call(member)
     members.demand(member, "chat_post")

@@ -70,6 +70,7 @@ async def _door(ctx: Context, tx: Transaction, call_id: UUID) -> Call:
     if call is None:
         raise errors.NotFound()
     members.demand_open(call)
+    ctx.actor = await members.as_linked(tx, ctx.actor)
     if not members.heads(ctx.actor, call) and await bans.active(tx, call_id, ctx.actor.user_id, ctx.now()):
         raise errors.Banned()
     ctx.actor = await members.as_linked(tx, ctx.actor)

@@ -96,6 +96,7 @@ def described(command: Command) -> str:
         "anyone": "anybody with a token, guests too",
         "user": "users, not guests",
         "member": "members of the call",
+        "owner": "the owner of the call and admins of the tenant",
         "admin": "admins of the tenant",
         "operator": "operators of the installation (service tokens)",
     }.get(command.needs, f"members of the call with `{command.needs}`")

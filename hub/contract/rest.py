@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from hub.commands import Command, Commands
+from hub.commands import Command, Commands, callers
 from hub.contract.parts import (
     JsonObject,
     components_of,
@@ -104,6 +104,7 @@ def _operation(command: Command, schemas: JsonObject) -> JsonObject:
     operation["responses"] = _responses(command, schemas)
     operation["x-command"] = command.name
     operation["x-needs"] = command.needs
+    operation["x-callers"] = list(callers(command.needs))
     operation["x-rate"] = rate_of(command)
     return operation
 

@@ -10,7 +10,7 @@ from typing import Final
 import msgspec
 
 from hub import protocol
-from hub.commands import APPS, FILES, Command, Commands, Event
+from hub.commands import APPS, FILES, Command, Commands, Event, callers
 from hub.contract.parts import (
     JsonObject,
     components_of,
@@ -203,6 +203,7 @@ def _command_operation(command: Command) -> JsonObject:
         "messages": [{"$ref": f"{channel}/messages/{key}"}],
         "reply": {"channel": {"$ref": channel}, "messages": [{"$ref": f"{channel}/messages/{key}.ack"}]},
         "x-needs": command.needs,
+        "x-callers": list(callers(command.needs)),
         "x-rate": rate_of(command),
         "x-emits": sorted(event.name for event in command.emits),
         "x-deadline-s": command.deadline_s,
