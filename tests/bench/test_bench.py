@@ -4,7 +4,6 @@ rightly."""
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -84,16 +83,13 @@ def test_commands_and_bytes_come_back_whole(programs: tuple[Path, Path], tmp_pat
             assert result["ops"] > 20, work
 
 
-@pytest.mark.skipif(
-    "HUB_BENCH_TESTS" not in os.environ, reason="moves 200 MB/s: on a quiet machine, by HUB_BENCH_TESTS=1"
-)
 def test_stalled_members_are_let_go_without_harm_to_others(programs: tuple[Path, Path], tmp_path: Path) -> None:
-    """The bare writer has a limit as well, of one MiB."""
-    work = ("fanout", "--n", "10", "--stalled", "2", "--rate", "400", "--payload", "50000")
-    # 200 MB/s: on a machine that is busy otherwise a healthy member may fall behind as well, so three tries.
+    """The bare writer has a limit as well, of one MiB beyond what the kernel takes: 25 MB for each are more than both."""
+    work = ("fanout", "--n", "5", "--stalled", "2", "--payload", "50000")
+    # On a machine that is busy otherwise a healthy member may fall behind as well, so three tries.
     for _ in range(3):
         with bare(programs[1], tmp_path) as port:
-            code, result = load(programs[0], port, *work, "--dur", "3")
+            code, result = load(programs[0], port, *work, "--rate", "100", "--dur", "5")
         if code == 0:
             break
     assert (code, result["stalled_kept"]) == (0, 0)
