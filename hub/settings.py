@@ -195,7 +195,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("AURALINK_DATABASE_OWNER_URL", "database_owner_url", _POSTGRES, None, "PostgreSQL as the role that owns the schema; only `migrate` uses it.", secret=True),
     Setting("AURALINK_DATABASE_POOL", "database_pool", _whole(1, 200), 10, "Most connections to PostgreSQL per node."),
     Setting("AURALINK_DATABASE_STATEMENT_CACHE", "database_statement_cache", _whole(0, 10_000), 256, "Prepared statements kept per connection; 0 behind a transaction pooler."),
-    Setting("REDIS_URL", "redis_url", _url("redis", "rediss", "unix", "redis+sentinel"), None, "Redis ≥ 7.0 or Valkey, which joins the nodes; `redis+sentinel://host:port,…/service` asks sentinels for it.", secret=True, required=True),
+    Setting("REDIS_URL", "redis_url", _url("redis", "rediss", "unix", "redis+sentinel", "redis+cluster", "rediss+cluster"), None, "Redis ≥ 7.0 or Valkey, which joins the nodes; `redis+sentinel://host:port,…/service` asks sentinels for it, `redis+cluster://host:port,…` names some nodes of a Redis Cluster.", secret=True, required=True),
     Setting("LIVEKIT_URL", "livekit_url", _LIVEKIT, None, "LiveKit as the hub reaches it.", required=True),
     Setting("LIVEKIT_PUBLIC_URL", "livekit_public_url", _LIVEKIT, None, "LiveKit as clients reach it; LIVEKIT_URL if unset."),
     Setting("LIVEKIT_API_KEY", "livekit_api_key", _text, None, "The id of the LiveKit API key; the `iss` of tokens.", required=True),

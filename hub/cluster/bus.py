@@ -28,6 +28,7 @@ from hub.cluster.nodes import Nodes
 from hub.cluster.order import Arrival
 from hub.cluster.redis import Door
 from hub.cluster.roomlog import PUBLISH_S, SCRIPTS, TELL_S, Counters, RoomLog
+from hub.cluster.shards import Shards
 from hub.cluster.streams import Listener, Stream, place
 from hub.context import Position
 from hub.protocol.errors import ClusterUnavailable
@@ -73,10 +74,11 @@ class Bus:
     def __init__(self, door: Door, keys: Keys, nodes: Nodes, signer: Signer, *, window_s: float) -> None:
         self._keys, self._nodes, self._signer = keys, nodes, signer
         self.counters = Counters()
-        self._line = Line(
-            door.endpoint,
-            tick_channel=keys.tick_channel(f"{nodes.node_id}:{secrets.token_hex(4)}"),
-            scripts=SCRIPTS,
+        ticks = keys.tick_channel(f"{nodes.node_id}:{secrets.token_hex(4)}")
+        self._line: Line | Shards = (
+            Line(door.endpoint, tick_channel=ticks, scripts=SCRIPTS)
+            if door.topology is None
+            else Shards(door.topology, tick_channel=ticks, scripts=SCRIPTS)
         )
         self._log = RoomLog(self._line, nodes, signer, self.counters, window_s=window_s)
         own_channel = keys.node_channel(nodes.node_id)

@@ -2,6 +2,7 @@
 
     redis://[user:password@]host:port/db      one server; rediss:// with TLS, unix:///path for a socket
     redis+sentinel://[user:password@]host:port,host:port/service[/db]   the master that the sentinels name
+    redis+cluster://[user:password@]host:port,host:port   a Redis Cluster, by some of its nodes; rediss+… with TLS
 
 Redis 7.0 or Valkey 7.2 at least. This is the only module that imports redis.
 """
@@ -10,27 +11,26 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import random
 import ssl
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
+import msgspec
 import structlog
 from redis.asyncio.connection import parse_url
 from redis.asyncio.sentinel import Sentinel
 from redis.exceptions import RedisError
 
-from hub.cluster.link import Endpoint, Link, LinkLost, ServerRefused, connect
+from hub.cluster.link import Endpoint, LinkLost, ServerRefused
+from hub.cluster.topology import Address, SlotMap, Topology
+from hub.cluster.way import COMMAND_BUDGET_S, CONNECT_S, Way
 from hub.protocol.errors import ClusterUnavailable
 
 log = structlog.get_logger(__name__)
 
-# A command that does not answer in this time is answered for by the caller: every socket command has 3 s in all.
-COMMAND_BUDGET_S = 0.5
-CONNECT_S = 0.5
-_BACKOFF_S = (0.05, 0.5)
 _LUA = Path(__file__).parent / "lua"
 
 Argument = bytes | str | int | float
@@ -56,11 +56,9 @@ class Door:
         scheme = urlsplit(url).scheme
         self._sentinel: Sentinel | None = None
         self._service = ""
-        self._link: Link | None = None
-        # The task that makes a new link, while one is missing.
-        self._connecting: asyncio.Task[None] | None = None
-        # The last thing known of the server is that it does not answer.
-        self._silent = False
+        # Of a Redis Cluster: whose each key is.
+        self.topology: Topology | None = None
+        self._ways: dict[Address | None, Way] = {None: Way(self.endpoint)}
         if scheme in ("redis", "rediss", "unix"):
             self._endpoint = _endpoint(url)
         elif scheme == "redis+sentinel":
@@ -72,8 +70,11 @@ class Door:
                 "driver_info": None,
             }
             self._sentinel = Sentinel(sentinels, sentinel_kwargs=settings)  # type: ignore[no-untyped-call]
-        elif scheme == "redis+cluster":
-            raise ValueError("redis+cluster:// is not supported yet: name one server or a sentinel")
+        elif scheme in ("redis+cluster", "rediss+cluster"):
+            self._endpoint, seeds = _cluster(url)
+            self.topology = Topology(seeds, self._endpoint)
+            self.topology.when_changed(self._changed)
+            self._ways.clear()
         else:
             raise ValueError(f"not a Redis URL: the scheme is {scheme!r}")
 
@@ -91,6 +92,10 @@ class Door:
             host=host, port=port, username=found.username, password=found.password, db=found.db, tls=found.tls
         )
 
+    def _stale(self) -> None:
+        if self.topology is not None:
+            self.topology.stale()
+
     async def run(self, script: Script, keys: Sequence[str], *args: Argument) -> Any:
         """The script's answer. Raises ClusterUnavailable within half a second; the script may then have run or not."""
         return await self._ask(("EVALSHA", script.sha, len(keys), *keys, *args), script)
@@ -103,7 +108,7 @@ class Door:
         # Nothing is asked twice unasked: what has timed out may have run.
         link = None
         try:
-            link = await self._serving()
+            link = await (await self._way(words)).serving()
             try:
                 return await link.call(*words, budget_s=COMMAND_BUDGET_S)
             except ServerRefused as error:
@@ -111,56 +116,35 @@ class Door:
                     raise
                 return await link.call("EVAL", script.text, *words[2:], budget_s=COMMAND_BUDGET_S)
         except (LinkLost, TimeoutError) as error:
+            self._stale()
             raise ClusterUnavailable() from error
         except ServerRefused as error:
             if error.code in WRONG_SERVER and link is not None:
                 link.close()
+                self._stale()
             raise ClusterUnavailable() from error
 
-    async def _serving(self) -> Link:
-        """The link, or a new one in place of one that was lost.
+    async def _way(self, words: tuple[Argument, ...]) -> Way:
+        """Raises ClusterUnavailable where it is not known whose the key is."""
+        if self.topology is None:
+            return self._ways[None]
+        address = await self.topology.owner(_key_of(words))
+        way = self._ways.get(address)
+        if way is None:
+            way = self._ways[address] = Way(partial(self._at, address))
+        return way
 
-        Raises LinkLost or TimeoutError: at once where a server is known to be silent. Many may ask one after the
-        other, in their turns, and must not wait for it one after the other as well.
-        """
-        link = self._link
-        if link is not None and link.up:
-            if link.oldest_wait_s() <= COMMAND_BUDGET_S:
-                return link
-            # It may be half open.
-            link.close()
-            self._silent = True
-        if self._connecting is None:
-            self._connecting = asyncio.ensure_future(self._connect())
-        if self._silent:
-            raise LinkLost("the server is silent")
-        async with asyncio.timeout(COMMAND_BUDGET_S):
-            await asyncio.shield(self._connecting)
-        assert self._link is not None
-        return self._link
+    async def _at(self, address: Address) -> Endpoint:
+        assert self.topology is not None
+        return self.topology.endpoint(address)
 
-    async def _connect(self) -> None:
-        """Until it is done: as long as nobody asks, there may be nobody to see it fail."""
-        wait_s = _BACKOFF_S[0]
-        try:
-            while True:
-                try:
-                    self._link = await connect(await self.endpoint(), timeout_s=CONNECT_S)
-                    self._silent = False
-                    return
-                except (LinkLost, ClusterUnavailable):
-                    self._silent = True
-                await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
-                wait_s = min(wait_s * 2, _BACKOFF_S[1])
-        finally:
-            self._connecting = None
+    def _changed(self, slots: SlotMap) -> None:
+        for address in [each for each in self._ways if each not in slots.addresses]:
+            self._ways.pop(address).close()
 
     async def close(self) -> None:
-        if self._connecting is not None:
-            self._connecting.cancel()
-            await asyncio.wait([self._connecting])
-        if self._link is not None:
-            self._link.close()
+        for way in self._ways.values():
+            way.close()
 
 
 def _endpoint(url: str) -> Endpoint:
@@ -183,21 +167,36 @@ def _tls(found: dict[str, Any]) -> ssl.SSLContext:
     return context
 
 
-def _sentinels(url: str) -> tuple[Endpoint, str, list[tuple[str, int]]]:
-    parts = urlsplit(url)
-    path = parts.path.strip("/").split("/")
+def _sentinels(url: str) -> tuple[Endpoint, str, list[Address]]:
+    path = urlsplit(url).path.strip("/").split("/")
     if not path[0]:
         raise ValueError("redis+sentinel:// needs the name of the service as its path")
-    hosts = parts.netloc.rpartition("@")[2]
-    sentinels = []
-    for host in hosts.split(","):
-        name, _, port = host.partition(":")
-        sentinels.append((name, int(port or 26379)))
-    credentials = parts.netloc.rpartition("@")[0]
+    endpoint, sentinels = _several(url, 26379)
+    return msgspec.structs.replace(endpoint, db=int(path[1]) if len(path) > 1 else 0), path[0], sentinels
+
+
+def _cluster(url: str) -> tuple[Endpoint, list[Address]]:
+    if urlsplit(url).path.strip("/") not in ("", "0"):
+        raise ValueError("redis+cluster:// has no databases: leave the path away")
+    endpoint, nodes = _several(url, 6379)
+    tls = ssl.create_default_context() if url.startswith("rediss") else None
+    return msgspec.structs.replace(endpoint, tls=tls), nodes
+
+
+def _several(url: str, port: int) -> tuple[Endpoint, list[Address]]:
+    """How to enter, and the servers that the URL names. Raises ValueError for a port that is none."""
+    credentials, _, hosts = urlsplit(url).netloc.rpartition("@")
     user, _, password = credentials.partition(":")
-    endpoint = Endpoint(
-        username=unquote(user) or None,
-        password=unquote(password) or None,
-        db=int(path[1]) if len(path) > 1 else 0,
-    )
-    return endpoint, path[0], sentinels
+    named = []
+    for host in hosts.split(","):
+        name, _, number = host.partition(":")
+        if not name or not (number or str(port)).isdecimal():
+            raise ValueError("not a Redis URL: it names servers as host:port,host:port")
+        named.append((name, int(number or port)))
+    return Endpoint(username=unquote(user) or None, password=unquote(password) or None), named
+
+
+def _key_of(words: tuple[Argument, ...]) -> str:
+    """The key that says where a command belongs; those without one belong anywhere."""
+    at = 3 if words[0] in ("EVAL", "EVALSHA") else 1
+    return str(words[at]) if len(words) > at else ""

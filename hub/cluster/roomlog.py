@@ -17,6 +17,7 @@ from hub.cluster.link import LinkLost, ServerRefused
 from hub.cluster.nodes import Nodes
 from hub.cluster.order import Arrival
 from hub.cluster.redis import Script
+from hub.cluster.shards import Shards
 from hub.context import Position
 from hub.protocol.errors import ClusterUnavailable
 
@@ -56,7 +57,9 @@ class Counters(msgspec.Struct):
 class RoomLog:
     """Every method raises ClusterUnavailable within its budget."""
 
-    def __init__(self, line: Line, nodes: Nodes, signer: Signer, counters: Counters, *, window_s: float) -> None:
+    def __init__(
+        self, line: Line | Shards, nodes: Nodes, signer: Signer, counters: Counters, *, window_s: float
+    ) -> None:
         """`window_s`: how long at least an event can be had again, as long as it is one of the last LOG_EVENTS."""
         self._line, self._nodes, self._signer = line, nodes, signer
         self._counters = counters

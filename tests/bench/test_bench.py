@@ -84,7 +84,7 @@ def test_commands_and_bytes_come_back_whole(programs: tuple[Path, Path], tmp_pat
 
 
 def test_stalled_members_are_let_go_without_harm_to_others(programs: tuple[Path, Path], tmp_path: Path) -> None:
-    """The bare writer has a limit as well, of one MiB beyond what the kernel takes: 25 MB for each are more than both."""
+    """The bare writer has a limit as well, of one MiB beyond what the kernel takes; 25 MB are more than both."""
     work = ("fanout", "--n", "5", "--stalled", "2", "--payload", "50000")
     # On a machine that is busy otherwise a healthy member may fall behind as well, so three tries.
     for _ in range(3):

@@ -9,13 +9,14 @@ from pathlib import Path
 
 # As many to each route as the time allows: FUZZ_EXAMPLES=1000 for a night.
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
+SEED = os.environ.get("FUZZ_SEED", "1")
 # A good request may still meet a call that has ended, or a tag that is stale.
 _CONFIG = """
 [checks.positive_data_acceptance]
 expected-statuses = ["2xx", "401", "403", "404", "409", "410", "412", "429"]
 # And a bad one may meet the call's end first: what HTTP itself trims of a header is not seen.
 [checks.negative_data_rejection]
-expected-statuses = ["400", "401", "403", "404", "405", "406", "409", "410", "412", "413", "415", "422", "428", "429", "5xx"]
+expected-statuses = ["4xx", "5xx"]
 """
 
 
@@ -32,7 +33,7 @@ async def fuzz(
         *(str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(config), "--no-color"),
         *("run", f"{url.rstrip('/')}/openapi.json", "--header", f"Authorization: Bearer {token}"),
         *("--include-path-regex", paths, "--checks", "all", "--phases", "examples,coverage,fuzzing"),
-        *("--max-examples", str(examples), "--seed", os.environ.get("FUZZ_SEED", "1"), "--suppress-health-check", "all"),
+        *("--max-examples", str(examples), "--seed", SEED, "--suppress-health-check", "all"),
         *("--generation-database", "none", *(() if strict else ("--exclude-checks", "positive_data_acceptance"))),
         cwd=directory,
         stdout=asyncio.subprocess.PIPE,
