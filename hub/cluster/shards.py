@@ -47,6 +47,11 @@ class Shards:
         return bool(self._lines) and all(line.publishes for line in self._lines.values())
 
     @property
+    def hears(self) -> bool:
+        """See `Line.hears`, for all of them."""
+        return self._serving.is_set() and all(line.hears for line in self._lines.values())
+
+    @property
     def reconnects(self) -> int:
         return self._reconnects + sum(line.reconnects for line in self._lines.values())
 
