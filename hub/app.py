@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import hashlib
 import hmac
 import os
@@ -25,7 +24,7 @@ from aiohttp import web
 from db import migrate, posture
 from db.errors import DatabaseUnavailable
 from db.pool import Database
-from hub import __version__, contract, metrics, vitals
+from hub import __version__, contract, memory, metrics, vitals
 from hub.actions import all_commands, presence
 from hub.actions.members import authorize
 from hub.background.due import Due, LostSockets
@@ -253,7 +252,7 @@ async def serve(settings: Settings, *, on_ready: Callable[[], None] = lambda: No
         # Half a second of computing: before there are connections whose deadlines it would pass.
         commands = all_commands()
         documents = Documents(contract.openapi(commands), contract.asyncapi(commands))
-        _tune_collector()
+        memory.tune()
         async with (
             open_node(settings) as node,
             _serving(node, commands, documents, shared_port=leash is not None),
@@ -589,11 +588,3 @@ def _observe_media(method: str, outcome: str, seconds: float) -> None:
 
 def _observe_statement(name: str, outcome: str, seconds: float) -> None:
     STATEMENTS.add(seconds, (name, outcome))
-
-
-def _tune_collector() -> None:
-    """What was made so far stays for good, and is not looked at again; a full look at every 700 objects costs 40 % of
-    the time in which thousands of sockets connect. Of the young, few enough at a time that nobody waits for it."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 100, 100)

@@ -20,10 +20,8 @@ from uuid import UUID, uuid4
 import msgspec
 from aiohttp import web
 from msgspec import Meta
-from socketio import packet
-from socketio.packet import Packet
 
-from hub import __version__, app, logs
+from hub import __version__, app, logs, memory
 from hub.cluster import Cluster
 from hub.commands import Commands, Empty, Event, Rate
 from hub.context import Context, Hub, Member, Position, Rules
@@ -175,12 +173,12 @@ class BenchHub:
     def hand_out(self, call_id: UUID, payload: Mapping[str, Any]) -> None:
         """Bytes go straight to the sockets of this node, encoded once: the bus carries none."""
         assert self.edge is not None
-        frames: dict[Codec, bytes] = {}
+        frames: dict[Codec, tuple[bytes, int]] = {}
         for session in self.edge.rooms.sessions(call_id):
             codec = session.socket.codec
             if codec not in frames:
-                frames[codec] = codec.packet(Packet(packet.EVENT, data=["bench:relayed", payload]))
-            session.socket.write(frames[codec], 2)
+                frames[codec] = codec.binary_event("bench:relayed", payload)
+            session.socket.write(*frames[codec])
 
 
 async def serve(port: int, secret: str, redis_url: str, node_id: str, *, watch: bool) -> None:
@@ -212,7 +210,7 @@ async def serve(port: int, secret: str, redis_url: str, node_id: str, *, watch: 
             if watch:
                 loops.append(tasks.create_task(hub.stall.watch()))
             async with listening(runner, edge, "127.0.0.1", port):
-                app._tune_collector()
+                memory.tune()
                 await stop.wait()
             for loop in loops:
                 loop.cancel()

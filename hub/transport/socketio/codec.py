@@ -6,6 +6,7 @@ packet is one binary message that holds `{type, data, nsp, id?}`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Protocol
 
 import msgspec
@@ -56,6 +57,10 @@ class Codec(Protocol):
         ...
 
     def ack(self, number: int, payload: Any) -> bytes: ...
+    def binary_event(self, name: str, payload: Any) -> tuple[bytes, int]:
+        """An event whose payload holds bytes; as how many frames."""
+        ...
+
     def binary_ack(self, number: int, payload: Any) -> tuple[bytes, int]:
         """An ack whose payload holds bytes; as how many frames."""
         ...
@@ -139,16 +144,28 @@ class Json:
     def ack(self, number: int, payload: Any) -> bytes:
         return frames.text(b"43%b%d[%b]" % (self._where, number, _encode_json(payload)))
 
+    def binary_event(self, name: str, payload: Any) -> tuple[bytes, int]:
+        attachments: list[bytes] = []
+        body = _encode_json(_detached(_plain(payload), attachments))
+        return _with(b'45%d-%b["%b",%b]' % (len(attachments), self._where, name.encode(), body), attachments)
+
     def binary_ack(self, number: int, payload: Any) -> tuple[bytes, int]:
         attachments: list[bytes] = []
         body = _encode_json(_detached(_plain(payload), attachments))
-        head = frames.text(b"46%d-%b%d[%b]" % (len(attachments), self._where, number, body))
-        return b"".join((head, *map(frames.binary, attachments))), 1 + len(attachments)
+        return _with(b"46%d-%b%d[%b]" % (len(attachments), self._where, number, body), attachments)
 
     def packet(self, whole: packet.Packet) -> bytes:
         encoded = whole.encode()
         head, *attachments = encoded if isinstance(encoded, list) else [encoded]
         return frames.text(b"4" + head.encode()) + b"".join(frames.binary(one) for one in attachments)
+
+
+def _with(packet: bytes, attachments: Sequence[bytes]) -> tuple[bytes, int]:
+    """The packet and its attachments, each copied once."""
+    pieces = [frames.text(packet)]
+    for one in attachments:
+        pieces += (frames.head(frames.BINARY, len(one)), one)
+    return b"".join(pieces), 1 + len(attachments)
 
 
 def _where(namespace: str) -> bytes:
@@ -233,6 +250,9 @@ class Msgpack:
 
     def ack(self, number: int, payload: Any) -> bytes:
         return self._frame(ACK, [_plain(payload)], number=number)
+
+    def binary_event(self, name: str, payload: Any) -> tuple[bytes, int]:
+        return self.event(name, payload), 1
 
     def binary_ack(self, number: int, payload: Any) -> tuple[bytes, int]:
         return self.ack(number, payload), 1

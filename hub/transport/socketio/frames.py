@@ -5,14 +5,18 @@ from __future__ import annotations
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 
 
+def head(opcode: int, size: int) -> bytes:
+    """What stands before the `size` bytes of one final, unmasked frame."""
+    if size < 126:
+        return bytes((0x80 | opcode, size))
+    if size < 65536:
+        return bytes((0x80 | opcode, 126, size >> 8, size & 255))
+    return bytes((0x80 | opcode, 127)) + size.to_bytes(8, "big")
+
+
 def frame(opcode: int, payload: bytes) -> bytes:
     """One final, unmasked frame."""
-    size = len(payload)
-    if size < 126:
-        return bytes((0x80 | opcode, size)) + payload
-    if size < 65536:
-        return bytes((0x80 | opcode, 126, size >> 8, size & 255)) + payload
-    return bytes((0x80 | opcode, 127)) + size.to_bytes(8, "big") + payload
+    return head(opcode, len(payload)) + payload
 
 
 def text(payload: bytes) -> bytes:

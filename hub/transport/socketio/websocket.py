@@ -25,6 +25,8 @@ _FIRST_CONTROL = 8
 _CONTROL_BYTES = 125
 # A flag, a size and a key: the shortest frame.
 _SHORTEST = 6
+# The same with a size of eight bytes.
+_LONGEST_HEAD = 14
 # RFC 6455 §7.4: codes that a peer may put into a frame, below those for applications.
 _CLOSE_CODES: Final = frozenset((*range(1000, 1004), *range(1007, 1015)))
 
@@ -87,7 +89,7 @@ class Reader:
     def next(self) -> tuple[int, bytes] | None:
         """The next whole message, TEXT (valid UTF-8) or BINARY, or control frame. Raises Broken: no more after that."""
         while self.held >= self._wanted:
-            if self._later is not None:
+            if self._later is not None and len(self._chunk) - self._at < _LONGEST_HEAD:
                 self._chunk = b"".join((self._chunk[self._at :], *self._later))
                 self._at, self._later = 0, None
             frame = self._frame()
@@ -118,15 +120,31 @@ class Reader:
             self._wanted = head + size
             return None
         start = at + head
-        payload = bytearray(chunk[start : start + size])
-        websocket_mask(chunk[start - 4 : start], payload)
         self.held -= head + size
         self._wanted = _SHORTEST
-        if self.held:
-            self._at = start + size
-        else:
-            self._chunk = b""
+        payload = self._take(start, size)
+        websocket_mask(chunk[start - 4 : start], payload)
         return first, bytes(payload)
+
+    def _take(self, start: int, size: int) -> bytearray:
+        """A copy of `size` bytes, from `start` of the chunk on; what is read next stands behind them."""
+        chunk, later, end = self._chunk, self._later or [], start + size
+        if end < len(chunk):
+            self._at = end
+            return bytearray(memoryview(chunk)[start:end])
+        pieces: list[bytes | memoryview] = [memoryview(chunk)[start:]]
+        missing, used, self._at = end - len(chunk), 0, 0
+        while missing:
+            piece = later[used]
+            if len(piece) > missing:
+                pieces.append(memoryview(piece)[:missing])
+                self._at = missing
+                break
+            pieces.append(piece)
+            missing -= len(piece)
+            used += 1
+        self._chunk, self._later = (later[used], later[used + 1 :] or None) if used < len(later) else (b"", None)
+        return bytearray().join(pieces)
 
     def _check(self, first: int, size: int) -> None:
         if first & _RESERVED:
