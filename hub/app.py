@@ -31,6 +31,7 @@ from hub.background.due import Due, LostSockets
 from hub.background.inbox import Inbox
 from hub.background.lobbies import Lobbies
 from hub.background.outcasts import Outcasts
+from hub.background.ringing import Latecomers, Ringing
 from hub.background.sweep import Sweep
 from hub.background.tidy import Tidy
 from hub.cluster import Cluster
@@ -170,15 +171,17 @@ class _Reconciler:
 class _SessionRegister:
     """The sessions of this node in the list that operators see, and as the devices of their users."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, latecomers: Latecomers) -> None:
         self._sessions = cluster.sessions
         self._presence = cluster.presence
         self._watching = cluster.watching
+        self._latecomers = latecomers
 
     def opened(self, session: Session) -> None:
         actor = session.actor
         if actor.role != "guest" and session.namespace == APPS:
             self._presence.opened(session.id, actor.tenant_id, actor.user_id)
+            self._latecomers.came(session.id, actor.tenant_id, actor.user_id)
         self._sessions.opened(
             SessionInfo(
                 session_id=session.id,
@@ -206,9 +209,7 @@ class _Watched:
         self._db = db
 
     def tell(self, session_id: str, news: list[tuple[str, Presence]]) -> None:
-        session = self._edge.session(session_id)
-        if session is not None:
-            session.tell(PresenceChanged([presence.view(user_id, seen) for user_id, seen in news]))
+        self._edge.tell(session_id, PresenceChanged([presence.view(user_id, seen) for user_id, seen in news]))
 
     async def may_see(self, tenant_id: UUID, user_id: str, user_ids: Sequence[str]) -> Mapping[str, datetime | None]:
         return await presence.may_see(self._db, tenant_id, user_id, user_ids)
@@ -303,11 +304,12 @@ async def _serving(
     """Open the doors and run the loops; on the way out, drain."""
     settings = node.settings
     dispatcher = Dispatcher(commands, node, authorize)
+    latecomers = Latecomers(node.db, lambda session_id, event: edge.tell(session_id, event))
     edge = Edge(
         dispatcher=dispatcher,
         hub=node,
         subscriptions=node.bus,
-        register=_SessionRegister(node.cluster),
+        register=_SessionRegister(node.cluster, latecomers),
         options=msgspec.structs.replace(make_edge_options(settings), limits=node.rules.published()),
     )
     node.bus.listen(edge)
@@ -350,6 +352,8 @@ async def _serving(
         Due(node).run(),
         LostSockets(node, node.roster).run(),
         Lobbies(node).run(),
+        Ringing(node).run(),
+        latecomers.run(),
         Outcasts(node.db, edge.sessions, edge.control).run(),
         # As long as their place in a call is kept, people are there.
         node.presence.run_sweep(node.rules.socket_grace_s),

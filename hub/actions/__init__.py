@@ -8,6 +8,7 @@ from hub.actions import (
     data,
     entering,
     hands,
+    invites,
     lobby,
     media,
     muting,
@@ -38,5 +39,6 @@ def all_commands() -> Commands:
         admin,
         auditing,
         contacts,
+        invites,
     )
     return Commands().merge(*(part.commands for part in parts))

@@ -1,5 +1,5 @@
-"""Forgetting what nobody asks for any more: kept answers after a day, worked-off webhooks after a week, chat after
-as long as the operator says.
+"""Forgetting what nobody asks for any more: kept answers after a day, webhooks after a week, call logs after a year,
+chat after as long as the operator says.
 
 Every node does it now and then; in small bites, so that no lock is held long.
 """
@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from db import chat, inbox, system
+from db import chat, inbox, invites, system
 from db.errors import DatabaseUnavailable
 from db.pool import Database
 
@@ -22,6 +22,7 @@ log = structlog.get_logger("hub.tidy")
 _EVERY_S = 600.0
 _BITE = 500
 _WEBHOOKS_FOR = timedelta(days=7)
+_CALL_LOG_FOR = timedelta(days=365)
 
 
 class Tidy:
@@ -49,8 +50,10 @@ class Tidy:
         while True:
             async with self._db.system() as tx:
                 now = self._clock()
-                bite = await system.forget_results(tx, now, _BITE) + await inbox.forget(tx, now - _WEBHOOKS_FOR, _BITE)
+                bite = await system.forget_results(tx, now, _BITE)
+                bite += await inbox.forget(tx, now - _WEBHOOKS_FOR, _BITE)
                 bite += await chat.forget(tx, now - self._chat_for, _BITE)
+                bite += await invites.forget(tx, now - _CALL_LOG_FOR, _BITE)
             forgotten += bite
             if bite < _BITE:
                 return forgotten

@@ -239,6 +239,13 @@ class AlreadyInRoom(HubError):
 
 
 @_declared
+class AnsweredElsewhere(HubError):
+    """Another device of yours answered first."""
+
+    code, status, retryable = "answered_elsewhere", 409, False
+
+
+@_declared
 class NotInRoom(HubError):
     """You are not in this room."""
 
@@ -299,6 +306,13 @@ class CallEnded(HubError):
     """The call has ended."""
 
     code, status, retryable = "call_ended", 410, False
+
+
+@_declared
+class InviteEnded(HubError):
+    """It rings no longer."""
+
+    code, status, retryable = "invite_ended", 410, False
 
 
 @_declared

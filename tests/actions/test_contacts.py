@@ -14,7 +14,7 @@ from tests.actions.conftest import OTHER_TENANT, TENANT, Node, Person, Socket, e
 
 async def device(person: Person) -> Socket:
     """A socket that hears what is meant for its user."""
-    await person.hub.cluster.bus.subscribe_user(person.actor.tenant_id, person.id)
+    await person.hub.cluster.bus.subscribe_users([(person.actor.tenant_id, person.id)])
     return person.socket()
 
 

@@ -11,7 +11,22 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from db import audit, bans, calls, chat, files, inbox, lobby, participants, system, tombstones, users
+from db import (
+    audit,
+    audit_chain,
+    bans,
+    calls,
+    chat,
+    contacts,
+    files,
+    inbox,
+    invites,
+    lobby,
+    participants,
+    system,
+    tombstones,
+    users,
+)
 from db.pool import Database, Transaction
 from tests.db.people import NOW
 from tests.db.test_statements import _statements
@@ -25,6 +40,7 @@ _LARGE = {
     *("calls", "call_participants", "files", "shareable_links", "quality_metrics", "contacts", "users", "audit_log"),
     *("command_results", "livekit_webhook_inbox", "call_bans", "call_room_incarnations", "participant_sessions"),
     *("session_tracks", "lobby_entries", "chat_messages", "uploads", "file_tombstones", "call_file_usage"),
+    *("audit_chain", "invites"),
 }
 # Fifty tenants; 40,000 calls, 80,000 participants and metrics, 10,000 of the rest. Triggers and foreign keys are off
 # while it is poured in: what matters here is the shape.
@@ -74,6 +90,15 @@ INSERT INTO contacts (tenant_id, owner_id, contact_user_id)
     SELECT pg_temp.tenant(n), 'user' || n / 50 % 20, 'user' || n / 50 + 1000 FROM generate_series(0, 9999) n;
 INSERT INTO audit_log (tenant_id, actor, action, target_type, target_id)
     SELECT pg_temp.tenant(n), 'user' || n / 50 % 20, 'a', 'call', n::text FROM generate_series(0, 9999) n;
+INSERT INTO audit_chain (tenant_id, seq, audit_id, prev_hash, hash)
+    SELECT tenant_id, row_number() OVER (PARTITION BY tenant_id ORDER BY id), id, sha256('a'), sha256('b')
+    FROM audit_log;
+INSERT INTO audit_heads (tenant_id, seq, hash) SELECT tenant_id, max(seq), sha256('b') FROM audit_chain GROUP BY 1;
+INSERT INTO invites (tenant_id, invite_id, call_id, caller_id, callee_id, status, created_at, expires_at, ended_at)
+    SELECT pg_temp.tenant(n), pg_temp.call(n), pg_temp.call(n), 'user' || n / 50 % 20, 'user' || (n / 50 + 7) % 20,
+           CASE WHEN n % 5000 = 3 THEN 'ringing' ELSE 'missed' END, pg_temp.at(n), pg_temp.at(n) + interval '9 years',
+           CASE WHEN n % 5000 <> 3 THEN pg_temp.at(n) END
+    FROM generate_series(0, 9999) n;
 INSERT INTO command_results (tenant_id, user_id, key, command, payload_hash, answer, leased_until, expires_at)
     SELECT pg_temp.tenant(n), 'user' || n / 50 % 20, n::text, 'c', '', '', pg_temp.at(n), pg_temp.at(n)
     FROM generate_series(0, 9999) n;
@@ -177,6 +202,17 @@ _RUNS: dict[str, Callable[[Transaction], Awaitable[Any]]] = {
     "bans": lambda tx: bans.active(tx, _CALL, "user5353", NOW),
     "GET /admin/audit": lambda tx: audit.page(tx, limit=50),
     "GET /admin/audit?actor=": lambda tx: audit.page(tx, actor="user7", limit=50),
+    "GET /admin/audit/export": lambda tx: audit_chain.links(tx, after_seq=0, limit=50),
+    "entries without a link": lambda tx: audit_chain.unlinked(tx, after_id=0, limit=50),
+    "tenants with a log": lambda tx: audit_chain.tenants(tx),
+    "GET /contacts": lambda tx: contacts.page(tx, limit=50),
+    "GET /contacts?status=": lambda tx: contacts.page(tx, status="pending", limit=50),
+    "how many contacts": lambda tx: contacts.count(tx),
+    "GET /invites": lambda tx: invites.page(tx, limit=50),
+    "GET /invites?status=": lambda tx: invites.page(tx, direction="incoming", status="missed", limit=50),
+    "what rings for those who come": lambda tx: invites.ringing(tx, [(_TENANT, f"user{n}") for n in range(20)], 50),
+    "what has rung long enough": lambda tx: invites.end_ringing(tx, _LATER, 1),
+    "old call logs": lambda tx: invites.forget(tx, _LATER, 10),
     "GET /admin/inbox": lambda tx: inbox.page_of_tenant(tx, limit=50),
     "room name to tenant": lambda tx: system.call_by_room_name(tx, "room_77_1"),
     "moving calls": lambda tx: system.moving_calls(tx, ["room_77_1"]),

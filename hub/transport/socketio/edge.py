@@ -219,6 +219,12 @@ class Edge:
     def session(self, session_id: str) -> Session | None:
         return self._sessions.get(session_id)
 
+    def tell(self, session_id: str, event: Event) -> None:
+        """Say it to that session, if it is still there."""
+        session = self._sessions.get(session_id)
+        if session is not None:
+            session.tell(event)
+
     def load(self) -> dict[str, int]:
         return {"sockets": len(self.server.eio.sockets), "sessions": len(self._sessions), "rooms": len(self.attendance)}
 
