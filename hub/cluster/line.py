@@ -52,7 +52,10 @@ class Line:
         *,
         tick_channel: str,
         scripts: tuple[Script, ...],
+        one_slot: bool = False,
     ) -> None:
+        """`one_slot`: no command may be about channels of several slots, as in a Redis Cluster."""
+        self._one_slot = one_slot
         self._endpoint = endpoint
         self.ear: Ear | None = None
         self._tick_channel = tick_channel.encode()
@@ -69,6 +72,11 @@ class Line:
         self._tick = 0
         self._serving = asyncio.Event()
         self.reconnects = 0
+
+    @property
+    def spans(self) -> bool:
+        """A script may be about keys of several slots."""
+        return not self._one_slot
 
     @property
     def up(self) -> bool:
@@ -156,7 +164,11 @@ class Line:
             future: asyncio.Future[None] = loop.create_future()
             self._confirming.setdefault(name, deque()).append(future)
             futures.append(future)
-        link.send("SSUBSCRIBE" if sharded else "SUBSCRIBE", *names)
+        if sharded and self._one_slot:
+            for name in names:
+                link.send("SSUBSCRIBE", name)
+        else:
+            link.send("SSUBSCRIBE" if sharded else "SUBSCRIBE", *names)
         return futures
 
     def _heard(self, reply: Any) -> None:

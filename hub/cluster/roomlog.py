@@ -177,13 +177,24 @@ class RoomLog:
 
     async def _stand(self, logs: Sequence[LogKeys], *count: str) -> Sequence[Any]:
         self._demand_answers()
-        names = [name for keys in logs for name in (keys.head, keys.log, keys.channel)]
-        try:
-            answers: Sequence[Any] = await self._line.run_script(
-                _HEADS_OF, names, _new_epoch(), *count, budget_s=READ_S
+        together = [logs] if self._line.spans else [[keys] for keys in logs]
+        asked = [
+            self._line.run_script(
+                _HEADS_OF,
+                [name for keys in some for name in (keys.head, keys.log, keys.channel)],
+                _new_epoch(),
+                *count,
+                budget_s=READ_S,
             )
-        except (LinkLost, ServerRefused) as error:
-            raise ClusterUnavailable() from error
+            for some in together
+        ]
+        answers: list[Any] = []
+        for outcome in await asyncio.gather(*asked, return_exceptions=True):
+            if isinstance(outcome, LinkLost | ServerRefused):
+                raise ClusterUnavailable() from outcome
+            if isinstance(outcome, BaseException):
+                raise outcome
+            answers += outcome
         return answers
 
     def _demand_answers(self) -> None:

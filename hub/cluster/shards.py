@@ -7,6 +7,7 @@ subscriptions; and whatever was not heard in between is read from the logs, as a
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import structlog
@@ -22,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 class Shards:
     """What `Line` is to one server. It serves when every master does: a cluster with a hole in it takes no writes."""
+
+    spans = False
 
     def __init__(self, topology: Topology, *, tick_channel: str, scripts: tuple[Script, ...]) -> None:
         self._topology = topology
@@ -76,8 +79,8 @@ class Shards:
         answer.add_done_callback(self._look_at)
         return answer
 
-    async def run_script(self, script: Script, keys: tuple[str, ...], *args: bytes | str | int, budget_s: float) -> Any:
-        """Raises ServerRefused or LinkLost."""
+    async def run_script(self, script: Script, keys: Sequence[str], *args: bytes | str | int, budget_s: float) -> Any:
+        """`keys` are of one slot. Raises ServerRefused or LinkLost."""
         line = self._line_of(keys[0])
         if line is None:
             raise LinkLost("not connected")
@@ -100,18 +103,27 @@ class Shards:
 
     # Subscriptions
 
-    async def subscribe(self, channel: str, *, sharded: bool = True) -> None:
-        """Confirmed by the server on return. Raises ClusterUnavailable, and then does not stay subscribed."""
-        line = self._line_of(channel)
-        if line is None:
-            raise ClusterUnavailable()
-        self._wanted[channel] = sharded
+    async def subscribe(self, channels: Sequence[bytes], *, sharded: bool = True) -> None:
+        """Confirmed by the servers on return. Raises ClusterUnavailable, and then none of them stays subscribed."""
+        lines: dict[Line, list[bytes]] = {}
+        names = [channel.decode() for channel in channels]
+        for name in names:
+            line = self._line_of(name)
+            if line is None:
+                raise ClusterUnavailable()
+            lines.setdefault(line, []).append(name.encode())
+        self._wanted.update(dict.fromkeys(names, sharded))
         try:
-            await line.subscribe(channel, sharded=sharded)
-            if line is not self._line_of(channel):
-                raise ClusterUnavailable("its slot moved meanwhile")
+            asked = [line.subscribe(some, sharded=sharded) for line, some in lines.items()]
+            # All of them to their end: what is taken back below must not be confirmed later.
+            for outcome in await asyncio.gather(*asked, return_exceptions=True):
+                if isinstance(outcome, BaseException):
+                    raise outcome
+            if any(self._line_of(each.decode()) is not line for line, some in lines.items() for each in some):
+                raise ClusterUnavailable("a slot moved meanwhile")
         except BaseException:
-            self.unsubscribe(channel)
+            for name in names:
+                self.unsubscribe(name)
             raise
 
     def want(self, channel: str, *, sharded: bool) -> None:
@@ -177,7 +189,7 @@ class Shards:
         if line is None or sharded is None:
             return
         try:
-            await line.subscribe(channel, sharded=sharded)
+            await line.subscribe([channel.encode()], sharded=sharded)
         except ClusterUnavailable:
             if channel in self._wanted:
                 line.want(channel, sharded=sharded)
@@ -187,7 +199,8 @@ class Shards:
             return self._topology.endpoint(address)
 
         host, port = address
-        line = Line(endpoint, tick_channel=f"{self._tick_channel}:{host}:{port}", scripts=self._scripts)
+        ticks = f"{self._tick_channel}:{host}:{port}"
+        line = Line(endpoint, tick_channel=ticks, scripts=self._scripts, one_slot=True)
         line.ear = _Part(self)
         return line
 

@@ -152,7 +152,7 @@ async def test_rooms_on_every_master_are_heard_on_every_node_in_order(masters: M
         rooms, tenant = _rooms(masters, env_name), uuid4()
         for call_id in rooms:
             await b.bus.subscribe_room(call_id)
-        await b.bus.subscribe_user(tenant, "ben")
+        await b.bus.subscribe_users([(tenant, "ben"), *((tenant, f"user-{n}") for n in range(20))])
         for number in range(20):
             for call_id in rooms:
                 sender = a if number % 2 else b
