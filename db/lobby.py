@@ -88,6 +88,17 @@ async def queue(tx: Transaction, call_id: UUID) -> list[Entry]:
     return [Entry(*row) for row in await tx.fetch(QUEUE, call_id)]
 
 
+QUEUE_OF_LINK = f"""
+SELECT {COLUMNS} FROM lobby_entries
+WHERE call_id = $1 AND status = 'waiting' AND via_link_id = $2 ORDER BY knocked_at, ticket
+"""
+
+
+async def queue_of_link(tx: Transaction, call_id: UUID, link_id: UUID) -> list[Entry]:
+    """Those of the queue who came by that link."""
+    return [Entry(*row) for row in await tx.fetch(QUEUE_OF_LINK, call_id, link_id)]
+
+
 DECIDE = f"""
 UPDATE lobby_entries SET status = $2, decided_at = $3, decided_by = $4, reason = $5
 WHERE call_id = $1 AND status = 'waiting' AND ticket = ANY ($6::uuid[])

@@ -136,6 +136,17 @@ async def in_call(tx: Transaction, call_id: UUID) -> list[Participant]:
     return [Participant(*row) for row in await tx.fetch(IN_CALL, call_id)]
 
 
+BY_LINK = f"""
+SELECT {COLUMNS} FROM call_participants
+WHERE via_link_id = $1 AND status IN ('joining', 'joined', 'reconnecting') ORDER BY created_at, id
+"""
+
+
+async def by_link(tx: Transaction, link_id: UUID) -> list[Participant]:
+    """Those who came by that link and are there, or about to be."""
+    return [Participant(*row) for row in await tx.fetch(BY_LINK, link_id)]
+
+
 PAGE = f"""
 SELECT {COLUMNS} FROM call_participants
 WHERE call_id = $1

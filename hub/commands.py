@@ -51,13 +51,14 @@ class Http(msgspec.Struct, frozen=True):
     """The REST twin: `path` below `/api/v1`, with `{field}` parts that fill fields of the message.
 
     GET and DELETE take the other fields from the query, the rest from a JSON body. `location` is the template of the
-    Location header, filled from the answer.
+    Location header, filled from the answer. `content`: of an answer that is no JSON, but a struct with a `body`.
     """
 
     method: Literal["GET", "POST", "PATCH", "PUT", "DELETE"]
     path: str
     status: int = 200
     location: str | None = None
+    content: str = "application/json"
 
     @property
     def fields(self) -> tuple[str, ...]:

@@ -269,6 +269,10 @@ class Limits(Protocol):
         """Whether one use would be allowed now; nothing is counted."""
         ...
 
+    async def give_back(self, key: str, times: int, per_s: float) -> None:
+        """A use that was counted was none."""
+        ...
+
 
 class Passwords(Protocol):
     """Slow on purpose, and beside the loop. Raises RateLimited while too many wait."""

@@ -1,4 +1,4 @@
-"""Forgetting what nobody asks for any more: kept answers after a day, webhooks after a week, call logs after a year,
+"""Forgetting what nobody asks for any more: kept answers and visitors of links after a day, webhooks after a week, call logs after a year,
 chat after as long as the operator says.
 
 Every node does it now and then; in small bites, so that no lock is held long.
@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from db import chat, inbox, invites, system
+from db import chat, inbox, invites, link_visits, system
 from db.errors import DatabaseUnavailable
 from db.pool import Database
 
@@ -23,6 +23,9 @@ _EVERY_S = 600.0
 _BITE = 500
 _WEBHOOKS_FOR = timedelta(days=7)
 _CALL_LOG_FOR = timedelta(days=365)
+# A visitor of today is told from one of yesterday by the day alone: the hashes are good for nothing afterwards.
+_VISITORS_FOR = timedelta(days=1)
+_HOURS_FOR = timedelta(days=800)
 
 
 class Tidy:
@@ -54,6 +57,7 @@ class Tidy:
                 bite += await inbox.forget(tx, now - _WEBHOOKS_FOR, _BITE)
                 bite += await chat.forget(tx, now - self._chat_for, _BITE)
                 bite += await invites.forget(tx, now - _CALL_LOG_FOR, _BITE)
+                bite += await link_visits.forget(tx, (now - _VISITORS_FOR).date(), now - _HOURS_FOR, _BITE)
             forgotten += bite
             if bite < _BITE:
                 return forgotten

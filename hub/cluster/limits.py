@@ -32,21 +32,25 @@ class Limits:
 
     async def allow(self, key: str, times: int, per_s: float) -> Verdict:
         """Count one use of `key`, of which `times` per `per_s` seconds are allowed, all of them at once if need be."""
-        return await self._ask(key, times, per_s, count=True)
+        return await self._ask(key, times, per_s, 1)
 
     async def look(self, key: str, times: int, per_s: float) -> Verdict:
         """Whether `allow` would allow one use of `key` now. Counts nothing."""
-        return await self._ask(key, times, per_s, count=False)
+        return await self._ask(key, times, per_s, 0)
 
-    async def _ask(self, key: str, times: int, per_s: float, *, count: bool) -> Verdict:
+    async def give_back(self, key: str, times: int, per_s: float) -> None:
+        """A use that was counted was none."""
+        await self._ask(key, times, per_s, -1)
+
+    async def _ask(self, key: str, times: int, per_s: float, count: int) -> Verdict:
         interval_ms = per_s * 1000 / times
         try:
-            wait_ms = int(await self._door.run(_GCRA, [self._keys.limit(key)], interval_ms, per_s * 1000, int(count)))
+            wait_ms = int(await self._door.run(_GCRA, [self._keys.limit(key)], interval_ms, per_s * 1000, count))
         except ClusterUnavailable:
-            wait_ms = self._alone(key, times, per_s, count=count)
+            wait_ms = self._alone(key, times, per_s, count)
         return Verdict(False, wait_ms) if wait_ms else _ALLOWED
 
-    def _alone(self, key: str, times: int, per_s: float, *, count: bool) -> int:
+    def _alone(self, key: str, times: int, per_s: float, count: int) -> int:
         bucket = self._buckets.pop(key, None)
         if bucket is None or bucket.times != times:
             bucket = Bucket(times, per_s)
@@ -54,4 +58,7 @@ class Limits:
                 del self._buckets[next(iter(self._buckets))]
         self._buckets[key] = bucket
         now = asyncio.get_running_loop().time()
+        if count < 0:
+            bucket.give_back()
+            return 0
         return bucket.take(now) if count else bucket.wait(now)

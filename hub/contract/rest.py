@@ -34,7 +34,8 @@ def openapi(commands: Commands) -> JsonObject:
     routed = sorted(
         (command for command in commands if command.http), key=lambda c: (c.http.path, c.http.method) if c.http else ()
     )
-    schemas = components_of([*(c.message for c in routed), *(c.answer for c in routed), HttpProblem])
+    answers = (c.answer for c in routed if c.http and c.http.content == "application/json")
+    schemas = components_of([*(c.message for c in routed), *answers, HttpProblem])
     schemas["HttpProblem"]["properties"]["code"] = {"$ref": ref_to("ErrorCode")}
     schemas["ErrorCode"] = error_codes(lambda status: status != 0)
     paths: JsonObject = {}
@@ -176,7 +177,9 @@ def _responses(command: Command, schemas: JsonObject) -> JsonObject:
         "description": "Done",
         "headers": {"X-Request-Id": {"$ref": "#/components/headers/X-Request-Id"}},
     }
-    if status != 204:
+    if command.http.content != "application/json":
+        done["content"] = {command.http.content: {"schema": {"type": "string"}}}
+    elif status != 204:
         schema = schema_of(command.answer)
         done["content"] = {"application/json": {"schema": schema, "example": sample(schema, schemas)}}
     if hasattr(command.answer, "etag"):

@@ -30,3 +30,7 @@ class Bucket:
         if self._tokens >= 1:
             return 0
         return int((1 - self._tokens) * self._per_s / self.times * 1000) + 1
+
+    def give_back(self) -> None:
+        """A token that was taken is there again."""
+        self._tokens = min(self._tokens + 1, float(self.times))

@@ -252,8 +252,8 @@ def _response(command: Command, answer: Answer) -> web.Response:
         return web.Response(status=204, headers=headers)
     return web.Response(
         status=command.http.status,
-        body=msgspec.json.encode(data),
-        content_type="application/json",
+        body=msgspec.json.encode(data) if command.http.content == "application/json" else data.body,
+        content_type=command.http.content,
         headers=headers,
     )
 

@@ -44,6 +44,20 @@ async def test_looking_counts_nothing(open_node: OpenNode, own_valkey: Valkey) -
         assert 0 < (await a.limits.look(key, 2, 60)).retry_after_ms <= 30_001
 
 
+async def test_what_is_given_back_can_be_used_again(open_node: OpenNode, own_valkey: Valkey) -> None:
+    a, _ = await open_node("a", url=own_valkey.url)
+    for key in ("shared", "alone"):
+        if key == "alone":
+            own_valkey.stop()
+        await a.limits.give_back(key, 2, 60)
+        for _ in range(2):
+            assert (await a.limits.allow(key, 2, 60)).allowed
+        assert not (await a.limits.allow(key, 2, 60)).allowed
+        await a.limits.give_back(key, 2, 60)
+        assert (await a.limits.allow(key, 2, 60)).allowed
+        assert not (await a.limits.allow(key, 2, 60)).allowed
+
+
 async def test_without_redis_each_node_counts_for_itself(open_node: OpenNode, own_valkey: Valkey) -> None:
     a, _ = await open_node("a", url=own_valkey.url)
     own_valkey.stop()

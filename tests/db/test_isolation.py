@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from db import audit, bans, chat, idempotency, invites, lobby, posture
+from db import audit, bans, chat, idempotency, invites, link_visits, lobby, posture
 from db.pool import Database
 from tests.db.people import NOW, let_in, make_call, tenant_id
 from tests.db.test_schema import _FILE, _LINK, _METRIC
@@ -32,7 +32,9 @@ async def _fill(db: Database, tenant: UUID) -> None:
     async with db.tenant(tenant, "olga") as tx:
         call = await make_call(tx)
         person = await let_in(tx, call, "bob")
-        await tx.execute(_LINK[0], call.id, uuid4().hex[:8])
+        link = await tx.fetchval(_LINK[0], call.id, uuid4().hex[:8])
+        await link_visits.visit(tx, link, NOW.date(), b"v" * 16, opened=True)
+        await link_visits.click(tx, link, NOW, new=True, referrer="direct", device="mobile")
         await tx.execute(_FILE, call.id, "olga", "a/b", "public")
         await tx.execute(_FILE, call.id, "olga", "a/c", "private")
         await tx.execute("DELETE FROM files WHERE storage_key = 'a/b'")

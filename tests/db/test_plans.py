@@ -21,6 +21,8 @@ from db import (
     files,
     inbox,
     invites,
+    link_visits,
+    links,
     lobby,
     participants,
     system,
@@ -41,6 +43,7 @@ _LARGE = {
     *("command_results", "livekit_webhook_inbox", "call_bans", "call_room_incarnations", "participant_sessions"),
     *("session_tracks", "lobby_entries", "chat_messages", "uploads", "file_tombstones", "call_file_usage"),
     *("audit_chain", "invites"),
+    *("link_visitors", "link_hours", "link_sources"),
 }
 # Fifty tenants; 40,000 calls, 80,000 participants and metrics, 10,000 of the rest. Triggers and foreign keys are off
 # while it is poured in: what matters here is the shape.
@@ -83,9 +86,16 @@ INSERT INTO file_tombstones (tenant_id, file_id, storage_key, next_attempt_at)
     SELECT pg_temp.tenant(n), pg_temp.person(n), 'g/' || n, pg_temp.at(n) FROM generate_series(0, 9999) n;
 INSERT INTO call_file_usage (tenant_id, call_id)
     SELECT pg_temp.tenant(n), pg_temp.call(n) FROM generate_series(0, 9999) n;
-INSERT INTO shareable_links (tenant_id, call_id, creator_id, short_code)
-    SELECT pg_temp.tenant(n), pg_temp.call(n), 'user' || n / 50 % 20, lpad(n::text, 8, '0')
+INSERT INTO shareable_links (id, tenant_id, call_id, creator_id, short_code)
+    SELECT pg_temp.person(n), pg_temp.tenant(n), pg_temp.call(n), 'user' || n / 50 % 20, lpad(n::text, 8, '0')
     FROM generate_series(0, 9999) n;
+INSERT INTO link_visitors (tenant_id, link_id, day, visitor, opened)
+    SELECT pg_temp.tenant(n), pg_temp.person(n), '2026-03-01', uuid_send(pg_temp.call(n)), false
+    FROM generate_series(0, 9999) n;
+INSERT INTO link_hours (tenant_id, link_id, hour, clicks)
+    SELECT pg_temp.tenant(n), pg_temp.person(n), '2026-03-01T12:00Z', 1 FROM generate_series(0, 9999) n;
+INSERT INTO link_sources (tenant_id, link_id, kind, source, clicks)
+    SELECT pg_temp.tenant(n), pg_temp.person(n), 'device', 'mobile', 1 FROM generate_series(0, 9999) n;
 INSERT INTO contacts (tenant_id, owner_id, contact_user_id)
     SELECT pg_temp.tenant(n), 'user' || n / 50 % 20, 'user' || n / 50 + 1000 FROM generate_series(0, 9999) n;
 INSERT INTO audit_log (tenant_id, actor, action, target_type, target_id)
@@ -184,6 +194,9 @@ async def _scans(tx: Transaction) -> dict[str, int]:
     return {row["relname"]: row["seq_scan"] for row in rows if row["relname"] in _LARGE}
 
 
+# The first of user7.
+_CALL_OF_LINK = UUID("00000000-0000-0000-0001-000000000353")
+_OF_LINK = UUID("00000000-0000-0000-0002-000000000353")
 _LATER = NOW + timedelta(days=9999)
 _RUNS: dict[str, Callable[[Transaction], Awaitable[Any]]] = {
     "GET /rooms": lambda tx: calls.page(tx, user_id="user7", limit=50),
@@ -234,6 +247,14 @@ _RUNS: dict[str, Callable[[Transaction], Awaitable[Any]]] = {
     "lobbies due": lambda tx: lobby.due(tx, _LATER, 10),
     "GET /rooms/{id}/messages": lambda tx: chat.page(tx, _CALL, limit=50),
     "old messages": lambda tx: chat.forget(tx, _LATER, 10),
+    "GET /links": lambda tx: links.page(tx, "user7", limit=50),
+    "GET /links?call_id=": lambda tx: links.page(tx, "user7", call_id=_CALL_OF_LINK, limit=50),
+    "links to a call": lambda tx: links.count_of_call(tx, _CALL_OF_LINK, "user7"),
+    "code to link": lambda tx: links.live(tx, "00000303"),
+    "terms of a link": lambda tx: links.terms(tx, _OF_LINK),
+    "visits of a link": lambda tx: link_visits.series(tx, _OF_LINK, "day", NOW, _LATER, 50),
+    "sources of a link": lambda tx: link_visits.sources(tx, _OF_LINK, "device", 50),
+    "old visits": lambda tx: link_visits.forget(tx, _LATER.date(), _LATER, 10),
     "old webhooks": lambda tx: inbox.forget(tx, _LATER, 10),
 }
 
