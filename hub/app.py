@@ -49,7 +49,7 @@ from hub.settings import Address, Settings
 from hub.state.presence import Presence
 from hub.stores import PATH as STORAGE_PATH
 from hub.stores import make_signer, make_store
-from hub.transport import blobs, docs, health, middleware, rest, webhook
+from hub.transport import blobs, docs, health, join, middleware, rest, webhook
 from hub.transport.auth import TokenRules, Tokens, tenant_id
 from hub.transport.control import Control
 from hub.transport.door import Door
@@ -335,6 +335,7 @@ async def _serving(
     public = web.Application()
     middleware.setup(public, origins=settings.origins, https=settings.public_url.startswith("https"))
     rest.setup(public, dispatcher, node, proxies=settings.trusted_proxies)
+    join.setup(public, dispatcher, node, proxies=settings.trusted_proxies)
     webhook.setup(public, verify=node.media.verify_webhook, db=node.db, wake=inbox.wake.set)
     blobs.setup(public, store=node.store, signer=node.signer, path=STORAGE_PATH)
     health.setup(public, checks)

@@ -178,7 +178,7 @@ def _responses(command: Command, schemas: JsonObject) -> JsonObject:
         "headers": {"X-Request-Id": {"$ref": "#/components/headers/X-Request-Id"}},
     }
     if command.http.content != "application/json":
-        done["content"] = {command.http.content: {"schema": {"type": "string"}}}
+        done["content"] = {command.http.content: {"schema": {"type": "string"}, "example": "…"}}
     elif status != 204:
         schema = schema_of(command.answer)
         done["content"] = {"application/json": {"schema": schema, "example": sample(schema, schemas)}}
@@ -271,6 +271,15 @@ def _plain_paths() -> JsonObject:
         "/asyncapi.json": page("The socket door as AsyncAPI 3.0.", "application/json"),
         "/docs": page("Both documents to read.", "text/html"),
     }
+    gone = {
+        str(code): {"description": "A page that says so", "content": {"text/html": {"schema": {"type": "string"}}}}
+        for code in (410, 429, 503)
+    }
+    paths["/join/{short_code}"] = page("The page that the URL of a link leads to; counts a click.", "text/html")
+    paths["/join/{short_code}"]["get"]["responses"].update(gone)
+    paths["/join/{short_code}"]["get"]["parameters"] = [
+        {"name": "short_code", "in": "path", "required": True, "schema": {"type": "string"}}
+    ]
     paths["/readyz"]["get"]["parameters"] = [
         {
             "name": "verbose",
