@@ -1,5 +1,5 @@
-"""Forgetting what nobody asks for any more: kept answers and visitors of links after a day, webhooks after a week, call logs after a year,
-chat after as long as the operator says.
+"""Forgetting what nobody asks for any more: kept answers and visitors of links after a day, webhooks after a week,
+call logs after a year, chat after as long as the operator says.
 
 Every node does it now and then; in small bites, so that no lock is held long.
 """
