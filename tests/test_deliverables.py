@@ -32,6 +32,22 @@ def test_the_briefs_room_endpoints_are_in_the_document() -> None:
     assert ("post", "/webhooks/livekit") in routes
 
 
+BRIEF_LINK_ROUTES = {
+    ("post", "/api/v1/links"),
+    ("get", "/api/v1/links"),
+    ("get", "/api/v1/links/{link_id}"),
+    ("patch", "/api/v1/links/{link_id}"),
+    ("delete", "/api/v1/links/{link_id}"),
+    ("post", "/api/v1/links/validate/{short_code}"),
+}
+
+
+def test_the_briefs_link_endpoints_are_in_the_document() -> None:
+    """S-101, S-232: all six."""
+    paths = contract.openapi(all_commands())["paths"]
+    assert {(method, path) for path, methods in paths.items() for method in methods} >= BRIEF_LINK_ROUTES
+
+
 async def test_the_briefs_tables_and_views_are_there(database: TestDatabase) -> None:
     """S-217, S-227: every table of the brief, each with forced row level security, and both views."""
     connection = await asyncpg.connect(database.owner_dsn)

@@ -135,7 +135,7 @@ class Person:
 
     async def listening(self) -> Socket:
         """A socket that also hears what is meant for its user, as every real one does."""
-        await self.hub.bus.subscribe_user(self.actor.tenant_id, self.id)
+        await self.hub.bus.subscribe_users([(self.actor.tenant_id, self.id)])
         return self.socket()
 
     async def do(self, name: str, /, **fields: Any) -> Any:
