@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
 import msgspec
@@ -76,9 +76,12 @@ class Event(msgspec.Struct, frozen=True):
     recorded: ClassVar[bool] = True
 
 
+Action = Callable[..., Coroutine[Any, Any, Any]]
+
+
 class Command(msgspec.Struct, frozen=True):
     name: str
-    run: Callable[..., Awaitable[Any]]
+    run: Action
     message: type[Any]
     answer: type[Any]
     needs: Need
@@ -112,9 +115,6 @@ def callers(needs: Need) -> tuple[Caller, ...]:
         case "member":
             return (*ROLES, "owner", "admin", "operator")
     return (*(role for role in ROLES if needs in ROLE_PERMISSIONS[role]), "owner", "admin", "operator")
-
-
-Action = Callable[..., Awaitable[Any]]
 
 
 class Commands:

@@ -9,13 +9,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Generator
-from typing import Any, Generic, TypeVar
+from enum import Enum
+from typing import Any, Final, Generic, TypeVar, TypeVarTuple
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
-def start(coro: Coroutine[Any, Any, None], spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]]) -> bool:
-    """Run the first step of `coro` now and `spawn` a task for the rest. True: there was no rest.
+class Waits(Enum):
+    """In place of a result that is not there yet."""
+
+    WAITS = 0
+
+
+WAITS: Final = Waits.WAITS
+
+
+def start(
+    coro: Coroutine[Any, Any, T], spawn: Callable[[Coroutine[Any, Any, T], *Ts], asyncio.Task[None]], *args: *Ts
+) -> T | Waits:
+    """Run the first step of `coro` now. Its result; or WAITS, and `spawn` has been given the rest, for a task.
 
     What the first step raises is raised here. Not to be called from within a task.
     """
@@ -25,13 +38,14 @@ def start(coro: Coroutine[Any, Any, None], spawn: Callable[[Coroutine[Any, Any, 
     asyncio._enter_task(loop, stand_in)  # type: ignore[arg-type]
     try:
         waits_for = coro.send(None)
-    except StopIteration:
-        return True
+    except StopIteration as done:
+        result: T = done.value
+        return result
     finally:
         asyncio._leave_task(loop, stand_in)  # type: ignore[arg-type]
     _spare = _StandIn()
-    stand_in.task = spawn(_rest(coro, waits_for))
-    return False
+    stand_in.task = spawn(_rest(coro, waits_for), *args)
+    return WAITS
 
 
 class within(Generic[T]):
@@ -51,10 +65,11 @@ class within(Generic[T]):
         except StopIteration as done:
             result: T = done.value
             return result
-        return (yield from _bounded(self._seconds, self._coro, waits_for, self._more).__await__())
+        return (yield from bounded(self._seconds, self._coro, waits_for, self._more).__await__())
 
 
-async def _bounded(seconds: float, coro: Coroutine[Any, Any, T], waits_for: Any, more: Callable[[], float] | None) -> T:
+async def bounded(seconds: float, coro: Coroutine[Any, Any, T], waits_for: Any, more: Callable[[], float] | None) -> T:
+    """What `within` comes to once `coro` has run as far as to wait for `waits_for`: for who took that step itself."""
     loop = asyncio.get_running_loop()
     async with asyncio.timeout(None) as limit:
         over = loop.call_later(seconds, lambda: limit.reschedule(loop.time() + (more() if more is not None else 0)))
@@ -64,8 +79,8 @@ async def _bounded(seconds: float, coro: Coroutine[Any, Any, T], waits_for: Any,
             over.cancel()
 
 
-async def _rest(coro: Coroutine[Any, Any, None], waits_for: Any) -> None:
-    await _Rest(coro, waits_for)
+async def _rest(coro: Coroutine[Any, Any, T], waits_for: Any) -> T:
+    return await _Rest(coro, waits_for)
 
 
 class _Rest(Generic[T]):

@@ -47,7 +47,7 @@ async def test_what_never_waits_is_done_at_once_and_has_no_task() -> None:
         heard.append("done")
 
     await called_back(lambda: heard.append(str(start(quick(), spawned))))
-    assert heard == ["done", "True"] and not spawned.tasks
+    assert heard == ["done", "None"] and not spawned.tasks
 
 
 async def test_what_waits_goes_on_as_a_task_with_timeouts_of_its_first_step() -> None:

@@ -139,7 +139,8 @@ class Json:
         return self.event_json(name, _encode_json(payload))
 
     def event_json(self, name: str, body: bytes) -> bytes:
-        return frames.text(b'42%b["%b",%b]' % (self._where, name.encode(), body))
+        begins = b'42%b["%b",' % (self._where, name.encode())
+        return b"%b%b%b]" % (frames.head(frames.TEXT, len(begins) + len(body) + 1), begins, body)
 
     def ack(self, number: int, payload: Any) -> bytes:
         return frames.text(b"43%b%d[%b]" % (self._where, number, _encode_json(payload)))

@@ -14,6 +14,7 @@ from hub import eager, metrics
 from hub.commands import FILES, NAMESPACES
 from hub.context import Actor, Context, Hub, Position
 from hub.dispatch import Ack, Dispatcher
+from hub.eager import Waits
 from hub.protocol import errors
 from hub.protocol.errors import FieldError, HubError
 from hub.transport.socketio import codec as codecs
@@ -123,14 +124,10 @@ class Packets:
 
     # One thing after the other
 
-    def _run(self, socket: Socket, work: Coroutine[Any, Any, None]) -> None:
-        """Do it now; where it has to wait, what the client says next waits with it."""
-        waits = False
+    def _finish_later(self, rest: Coroutine[Any, Any, None], socket: Socket) -> asyncio.Task[None]:
+        """What had to wait: what the client says next waits with it."""
         socket.busy = True
-        try:
-            waits = not eager.start(work, lambda rest: self._spawn(self._finish(socket, rest)))
-        finally:
-            socket.busy = waits or socket.entering
+        return self._spawn(self._finish(socket, rest))
 
     @staticmethod
     async def _finish(socket: Socket, rest: Coroutine[Any, Any, None]) -> None:
@@ -152,7 +149,9 @@ class Packets:
         socket.attempts += 1
         if socket.attempts > _ATTEMPTS:
             raise Malformed("too many attempts")
-        self._run(socket, self._admit(socket, packet))
+        eager.start(self._admit(socket, packet), self._finish_later, socket)
+        if socket.entering:
+            socket.busy = True
 
     async def _admit(self, socket: Socket, packet: Packet) -> None:
         try:
@@ -225,9 +224,18 @@ class Packets:
             if refusal is not None:
                 self._answer(session, number, Ack(ok=False, error=refusal.problem(ctx.request_id)))
                 return
-        self._run(socket, self._command(session, number, ctx, name, payload))
+        ack = eager.start(self._dispatcher.ack(ctx, name, payload), self._answer_later, session, number, ctx, name)
+        if not isinstance(ack, Waits):
+            self._answer(session, number, ack, holds_bytes=ack.ok and name in self._gives_bytes)
 
-    async def _command(self, session: Session, number: int | None, ctx: Context, name: str, payload: Any) -> None:
+    def _answer_later(
+        self, rest: Coroutine[Any, Any, Ack], session: Session, number: int | None, ctx: Context, name: str
+    ) -> asyncio.Task[None]:
+        return self._finish_later(self._command(rest, session, number, ctx, name), session.socket)
+
+    async def _command(
+        self, rest: Coroutine[Any, Any, Ack], session: Session, number: int | None, ctx: Context, name: str
+    ) -> None:
         late = False
 
         def overdue() -> None:
@@ -237,7 +245,7 @@ class Packets:
             self._answer(session, number, Ack(ok=False, error=refusal.problem(ctx.request_id)))
 
         ctx.overdue = overdue
-        ack = await self._dispatcher.ack(ctx, name, payload)
+        ack = await rest
         if not late:
             self._answer(session, number, ack, holds_bytes=ack.ok and name in self._gives_bytes)
         elif session.entered:
