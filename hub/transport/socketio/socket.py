@@ -1,10 +1,11 @@
-"""One connection, in asyncio's own terms. Whatever is due to it goes straight to its transport, whose buffer is the
-only queue; what it says is heard in the callback that brings it.
+"""One connection, in asyncio's own terms. Whatever is due to it goes straight to the kernel, and what the kernel does
+not take to its transport, whose buffer is the only queue; what it says is heard in the callback that brings it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hub import metrics
@@ -45,14 +46,14 @@ class Home(Protocol):
 class Transport(Protocol):
     """What a connection needs of asyncio's transport."""
 
-    def write(self, data: bytes) -> None: ...
+    def write(self, data: bytes | memoryview) -> None: ...
     def get_write_buffer_size(self) -> int: ...
 
 
 class _Gone:
     """In place of the transport of a connection that has ended: takes everything, keeps nothing."""
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         pass
 
     def get_write_buffer_size(self) -> int:
@@ -66,7 +67,10 @@ class Socket(asyncio.Protocol):
     """One WebSocket that speaks Engine.IO. `session` is there once its client is authenticated."""
 
     __slots__ = (
+        "_corked",
         "_deadline",
+        "_descriptor",
+        "_direct",
         "_home",
         "_options",
         "_paused",
@@ -106,6 +110,12 @@ class Socket(asyncio.Protocol):
         self.address = address
         self.transport: Transport = transport
         self._wire = transport
+        # What it is to the kernel, or -1 where only the transport may write.
+        self._descriptor = _descriptor(transport)
+        # The same while nothing waits in the transport, as far as this knows.
+        self._direct = -1
+        # Several commands came in one piece: their acks leave in one.
+        self._corked = False
         self._options = options
         self._home = home
         # One event over the limit is still answered; anything larger is not even read.
@@ -156,14 +166,14 @@ class Socket(asyncio.Protocol):
             self._wire.pause_reading()
 
     def eof_received(self) -> bool:
-        self.transport = GONE
+        self._let_go()
         self.silent = True
         self._home.ending(self)
         # It is not closed yet.
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.transport = GONE
+        self._let_go()
         self.lost = True
         self.resume_writing()
         self._home.ending(self)
@@ -186,7 +196,9 @@ class Socket(asyncio.Protocol):
                 break
             if message is None:
                 break
+            self._corked, self._direct = True, -1
             self._hear(*message)
+        self._corked = False
         if self._paused and not self.busy and not self.lost:
             self._paused = False
             self._wire.resume_reading()
@@ -215,16 +227,28 @@ class Socket(asyncio.Protocol):
 
     def write(self, data: bytes, count: int = 1) -> None:
         """`data` is `count` complete frames. A reader too far behind is cut off instead."""
-        transport = self.transport
-        size = transport.get_write_buffer_size()
-        if size:
-            self.queued += count
-            if size > self._options.queued_bytes or self.queued > self._options.queued_frames:
-                self.cut_off()
+        descriptor = self._direct
+        if descriptor < 0:
+            size = self.transport.get_write_buffer_size()
+            if size:
+                self.queued += count
+                if size > self._options.queued_bytes or self.queued > self._options.queued_frames:
+                    self.cut_off()
+                    return
+            else:
+                self.queued = 0
+            if size or self._corked or self._descriptor < 0:
+                self.transport.write(data)
                 return
-        else:
-            self.queued = 0
-        transport.write(data)
+            descriptor = self._direct = self._descriptor
+        try:
+            sent = os.write(descriptor, data)
+        except OSError:
+            # Full, or broken: the transport finds out which.
+            sent = 0
+        if sent < len(data):
+            self._direct, self.queued = -1, 0
+            self.transport.write(memoryview(data)[sent:] if sent else data)
 
     async def send(self, packet: Any) -> None:
         """One of python-engineio's packets."""
@@ -289,8 +313,22 @@ class Socket(asyncio.Protocol):
 
     def _end(self) -> None:
         self.settled()
-        self.transport = GONE
+        self._let_go()
         self._home.ending(self)
+
+    def _let_go(self) -> None:
+        """Nothing is written any more. Before anybody closes it: from then on the number is somebody else's."""
+        self.transport = GONE
+        self._descriptor = self._direct = -1
+
+
+def _descriptor(transport: asyncio.Transport) -> int:
+    """Behind TLS, what is written is not what is sent."""
+    wire = transport.get_extra_info("socket")
+    if wire is None or transport.get_extra_info("sslcontext") is not None:
+        return -1
+    number: int = wire.fileno()
+    return number
 
 
 class _Deaf(Reader):
