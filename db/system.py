@@ -93,6 +93,17 @@ class ExpiredFile(msgspec.Struct, frozen=True):
     file_id: UUID
 
 
+class StoredFile(msgspec.Struct, frozen=True):
+    """What the store has to hold of a file; `preview_storage_key` only where there is a preview."""
+
+    tenant_id: UUID
+    file_id: UUID
+    storage_key: str
+    preview_storage_key: str | None
+    size_bytes: int
+    sha256: str
+
+
 class ClaimedFile(msgspec.Struct, frozen=True):
     tenant_id: UUID
     uploader_id: str
@@ -153,3 +164,13 @@ async def public_file(tx: Transaction, file_id: UUID) -> tuple[UUID, UUID] | Non
     """(tenant_id, call_id) of a file that anybody may have; None for every other id."""
     row = await tx.fetchrow(PUBLIC_FILE, file_id)
     return (row[0], row[1]) if row else None
+
+
+STORED_FILES = """
+SELECT tenant_id, file_id, storage_key, preview_storage_key, size_bytes, sha256 FROM system_stored_files($1, $2)
+"""
+
+
+async def stored_files(tx: Transaction, after: UUID, limit: int) -> list[StoredFile]:
+    """Files of all tenants in the order of their ids, those behind `after`."""
+    return [StoredFile(*row) for row in await tx.fetch(STORED_FILES, after, limit)]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from datetime import UTC, datetime
+from uuid import uuid4
 
 import aiohttp
 import msgspec
@@ -34,7 +37,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def doctor(*, json: bool = False) -> int:
-    """Check the database and its row level security, Redis, LiveKit, the webhook's way in, and the clock.
+    """Check the database and its row level security, Redis, LiveKit, the store, the webhook's way in, and the clock.
 
     Parameters
     ----------
@@ -62,6 +65,8 @@ async def _examine(loaded: Settings) -> list[Finding]:
         "migrations": _migrations,
         "redis": _redis,
         "livekit": _livekit,
+        "storage": _storage,
+        **({"scanner": _scanner} if loaded.clamav_url else {}),
         "webhook": _webhook,
         "clock": _clock,
     }
@@ -115,6 +120,32 @@ async def _livekit(loaded: Settings) -> str:
         for region in (None, *loaded.livekit_regions):
             await media.ping(region)
     return f"answers with our key, {1 + len(loaded.livekit_regions)} region(s)"
+
+
+async def _storage(loaded: Settings) -> str:
+    """There and back: what is put is had again, and gone when it is deleted."""
+    from hub.app import open_store
+
+    if not loaded.stores_files:
+        return "AURALINK_STORAGE is not set: files are refused"
+    async with open_store(loaded) as store:
+        key, data = f"doctor/{uuid4()}", os.urandom(1024)
+        await store.ping()
+        await store.put(key, data)
+        try:
+            async with aclosing(store.get(key)) as pieces:
+                if b"".join([piece async for piece in pieces]) != data:
+                    raise Broken("what was put came back as something else")
+        finally:
+            await store.delete(key)
+    return "put, got and deleted"
+
+
+async def _scanner(loaded: Settings) -> str:
+    from storage.scan import Clamd
+
+    assert loaded.clamav_url is not None
+    return await Clamd(loaded.clamav_url).version()
 
 
 async def _webhook(loaded: Settings) -> str:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def _environ(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The minimum set, and nothing a developer's shell may hold."""
     for name in list(os.environ):
-        if name.startswith(("AURALINK_", "LIVEKIT_", "DATABASE_", "REDIS_", "SUPABASE_")):
+        if name.startswith(("AURALINK_", "LIVEKIT_", "DATABASE_", "REDIS_", "SUPABASE_", "AWS_")):
             monkeypatch.delenv(name)
     for name, value in MINIMUM.items():
         monkeypatch.setenv(name, value)
@@ -36,7 +36,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for command in (
         *("serve", "dev", "migrate", "check-config", "config-doc", "token", "doctor"),
-        *("reconcile", "webhook", "audit", "spec", "room", "version"),
+        *("reconcile", "webhook", "audit", "storage", "spec", "room", "version"),
     ):
         assert command in text
 
