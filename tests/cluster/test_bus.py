@@ -232,7 +232,7 @@ async def test_a_deaf_bus_is_not_ready_though_redis_answers(open_node: OpenNode)
     "url", ["http://x", "redis+cluster://x:1/2", "redis+cluster://x:port", "redis+sentinel://x:1/"]
 )
 async def test_a_url_that_cannot_serve_is_refused_at_once(url: str) -> None:
-    with pytest.raises(ValueError, match="(?i)redis"):
+    with pytest.raises(ValueError, match=r"(?i)redis"):
         Cluster(url.replace("http", "http-not-redis"), env="test", secret=b"0" * 32)
 
 
