@@ -17,6 +17,7 @@ BUS = metrics.Totals("bus_events", "What the bus did, by kind", "kind")
 RECONNECTS = metrics.counter("bus_reconnects", "Connections of the bus to Redis that were lost and made again")
 DATABASE = metrics.gauge("database_connections", "Connections to PostgreSQL in use")
 LOOP_LAG = metrics.gauge("event_loop_lag_seconds", "How late the event loop ran its last timer")
+LOOP_TASKS = metrics.gauge("event_loop_tasks", "Tasks of the event loop that have not ended")
 NODES = metrics.gauge("nodes", "Nodes as this one sees them, by status", "status")
 PARTICIPANTS = metrics.gauge("participants", "People in rooms by sockets of this node")
 DRAINING = metrics.gauge("draining", "1 while the node sends its sockets away")
@@ -79,6 +80,7 @@ async def watch(
         reconnects = bus.reconnects
         if loop.time() >= look_at:
             look_at = loop.time() + _SELDOM_S
+            LOOP_TASKS.set(len(asyncio.all_tasks()))
             # One person's several sockets are one participant.
             PARTICIPANTS.set(len({inside for session in sessions() for inside in session.rooms.values()}))
             await _look_at(nodes)

@@ -145,7 +145,7 @@ async def test_without_a_row_there_is_no_room(hub: Node) -> None:
 
 
 async def test_a_cancelled_create_leaves_no_room(hub: Node) -> None:
-    """S-043: whoever asked went away in the middle."""
+    """S-043, S-187: whoever asked went away in the middle."""
     blocker = await asyncpg.connect(hub.admin_dsn)
     await blocker.execute("BEGIN; LOCK TABLE calls")
     asking = asyncio.create_task(hub.person("ann").room())

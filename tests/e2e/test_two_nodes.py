@@ -88,6 +88,7 @@ FAMILIES = frozenset(
         "reconcile_corrections_total",
         "sweeps_total",
         "event_loop_lag_seconds",
+        "event_loop_tasks",
         "draining",
         "ready",
         "bus_events_total",

@@ -25,8 +25,8 @@ async def grounds() -> AsyncIterator[Servers]:
 
 # Where the time goes: a node starts in two seconds, and on a machine that many share in ten.
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("name", ["killed", "redis_emptied", "half_open", "forged"])
+@pytest.mark.parametrize("name", ["killed", "redis_emptied", "half_open", "forged", "soak"])
 async def test_the_promises_are_kept_when_it_breaks(grounds: Servers, name: str) -> None:
-    """S-184: with few people, and over in seconds."""
+    """S-184, S-196, S-128: with few people, and over in seconds."""
     outcome = await play(grounds, SCENARIOS[name], Plan(clients=12, seed=1, short=True))
     assert outcome.kept, table(outcome)

@@ -17,6 +17,7 @@ from uuid import UUID
 
 import aiohttp
 import asyncpg
+from redis.asyncio import Redis
 
 from db import migrate
 from hub.cluster import Cluster
@@ -131,8 +132,12 @@ class Ground:
         await node.until_ready(_READY_S)
 
     async def bus_count(self, node: NodeProcess, kind: str) -> float:
-        """How often the bus of a node did that since its start, by its metrics. Raises LookupError."""
-        start = f'auralink_hub_bus_events_total{{kind="{kind}"}}'
+        """How often the bus of a node did that since its start. Raises LookupError."""
+        return await self.metric(node, f'bus_events_total{{kind="{kind}"}}')
+
+    async def metric(self, node: NodeProcess, name: str) -> float:
+        """Of a node, by its metrics. Raises LookupError."""
+        start = f"auralink_hub_{name}"
         async with self.http.get(f"{node.internal_url}/metrics") as response:
             lines = (await response.text()).splitlines()
         found = [float(line.rpartition(" ")[2]) for line in lines if line.startswith(start)]
@@ -238,6 +243,12 @@ class Ground:
                 )
 
         await self.each(self.clients, one)
+
+    async def keys_for_ever(self) -> int:
+        """How many keys of the hub in Redis would never end by themselves."""
+        async with Redis.from_url(self.servers.valkey.url, driver_info=None) as redis:
+            keys = [key async for key in redis.scan_iter(f"aura:{self.env}:*", count=1000)]
+            return sum([await redis.pttl(key) == -1 for key in keys])
 
     async def statuses(self, call: str) -> dict[str, str]:
         """By user, past the hub."""

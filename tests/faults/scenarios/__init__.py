@@ -12,6 +12,7 @@ from tests.faults.scenarios.ordered import ORDERED
 from tests.faults.scenarios.random_faults import RANDOM
 from tests.faults.scenarios.redis_gone import REDIS_EMPTIED, REDIS_GONE
 from tests.faults.scenarios.silent import SILENT
+from tests.faults.scenarios.soak import SOAK
 
 SCENARIOS: dict[str, Scenario] = {
     each.name: each
@@ -26,6 +27,7 @@ SCENARIOS: dict[str, Scenario] = {
         ORDERED,
         FORGED,
         SILENT,
+        SOAK,
         RANDOM,
     )
 }
