@@ -241,6 +241,17 @@ async def lease(tx: Transaction, upload_id: UUID, until: datetime, now: datetime
     return _upload(row) if row else None
 
 
+SERVE_FROM = f"""
+UPDATE uploads SET storage_key = $3, open_until = NULL WHERE id = $1 AND fence = $2 RETURNING {COLUMNS}
+"""
+
+
+async def serve_from(tx: Transaction, upload_id: UUID, fence: int, storage_key: str) -> Upload | None:
+    """Its bytes are brought from where a client put them to that key; of the other one the caller takes care."""
+    row = await tx.fetchrow(SERVE_FROM, upload_id, fence, storage_key)
+    return _upload(row) if row else None
+
+
 UNLEASE = "UPDATE uploads SET completing_until = NULL WHERE id = $1 AND fence = $2"
 
 

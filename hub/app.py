@@ -49,7 +49,7 @@ from hub.settings import Address, Settings
 from hub.state.presence import Presence
 from hub.stores import PATH as STORAGE_PATH
 from hub.stores import make_signer, make_store
-from hub.transport import blobs, docs, health, join, middleware, rest, webhook
+from hub.transport import blobs, docs, forms, health, join, middleware, rest, webhook
 from hub.transport.auth import TokenRules, Tokens, tenant_id
 from hub.transport.control import Control
 from hub.transport.door import Door
@@ -57,6 +57,7 @@ from hub.transport.runner import Runner
 from hub.transport.socketio import Edge, EdgeOptions
 from hub.transport.socketio.session import Session
 from storage.errors import StorageError
+from storage.pour import Pours
 from storage.signing import UrlSigner
 from storage.store import Store
 
@@ -93,6 +94,7 @@ class Node:
         store: Store,
         signer: UrlSigner,
         tokens: Tokens,
+        pours: Pours,
     ) -> None:
         self.settings = settings
         self.db = db
@@ -100,6 +102,7 @@ class Node:
         self.media = media
         self.store = store
         self.signer = signer
+        self.pours = pours
         self.tokens = tokens
         self.passwords = Passwords()
         self.bus = cluster.bus
@@ -113,6 +116,7 @@ class Node:
         self.sweeper = _Leader(cluster, "sweep")
         self.sweep = Sweep(self, self.sweeper, regions=self.rules.regions, every_s=settings.sweep_s)
         self.reconcile = _Reconciler(self.sweep)
+        self.undertaker = _Leader(cluster, "files")
 
     def config(self) -> dict[str, Any]:
         """Every setting as it is in force, secrets hidden."""
@@ -292,7 +296,9 @@ async def open_node(settings: Settings) -> AsyncIterator[Node]:
         await cluster.start()
         stack.push_async_callback(cluster.stop)
         signer = make_signer(settings, _storage_secret(settings))
-        node = Node(settings, db, cluster, media, store, signer, make_tokens(settings))
+        pours = Pours(store, directory=settings.spool_dir)
+        stack.callback(pours.close)
+        node = Node(settings, db, cluster, media, store, signer, make_tokens(settings), pours)
         stack.callback(node.passwords.close)
         yield node
 
@@ -336,6 +342,7 @@ async def _serving(
     middleware.setup(public, origins=settings.origins, https=settings.public_url.startswith("https"))
     rest.setup(public, dispatcher, node, proxies=settings.trusted_proxies)
     join.setup(public, dispatcher, node, proxies=settings.trusted_proxies)
+    forms.setup(public, dispatcher, node, node.pours)
     webhook.setup(public, verify=node.media.verify_webhook, db=node.db, wake=inbox.wake.set)
     blobs.setup(public, store=node.store, signer=node.signer, path=STORAGE_PATH)
     health.setup(public, checks)
@@ -384,6 +391,7 @@ async def _serving(
             for loop in loops:
                 loop.cancel()
     await node.sweeper.resign()
+    await node.undertaker.resign()
 
 
 @asynccontextmanager
@@ -554,6 +562,14 @@ def make_rules(settings: Settings) -> Rules:
         lobby_timeout_s=settings.lobby_timeout_s,
         lobby_cooldown_s=settings.lobby_cooldown_s,
         public_url=settings.public_url,
+        file_bytes=settings.file_max_bytes,
+        files_per_call=settings.files_per_call,
+        call_file_bytes=settings.call_quota_bytes,
+        tenant_file_bytes=settings.tenant_quota_bytes,
+        file_url_s=settings.file_url_s,
+        upload_ttl_s=settings.upload_ttl_s,
+        scanner=settings.clamav_url is not None,
+        serve_unscanned=settings.scan_fail_open,
         chat_retention_days=settings.chat_retention_days,
         sockets=make_edge_options(settings).published(),
     )

@@ -52,6 +52,9 @@ class Http(msgspec.Struct, frozen=True):
 
     GET and DELETE take the other fields from the query, the rest from a JSON body. `location` is the template of the
     Location header, filled from the answer. `content`: of an answer that is no JSON, but a struct with a `body`.
+
+    `redirect`: the field of the answer that holds a URL to which the door redirects, unless the message's own field
+    `redirect` is false. `form`: the fields come in a multipart form beside a part `file`, which is `Context.body`.
     """
 
     method: Literal["GET", "POST", "PATCH", "PUT", "DELETE"]
@@ -59,6 +62,8 @@ class Http(msgspec.Struct, frozen=True):
     status: int = 200
     location: str | None = None
     content: str = "application/json"
+    redirect: str | None = None
+    form: bool = False
 
     @property
     def fields(self) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from db.pool import Database, Transaction
     from hub.media.values import Grant, ParticipantInfo, RoomInfo
     from hub.state.presence import Chosen, Known, Presence
+    from storage.pour import Poured
     from storage.store import Store
 
 # What a command has decided has this much longer than the command to be told, whoever still waits for the answer.
@@ -283,6 +284,46 @@ class Passwords(Protocol):
         ...
 
 
+class Incoming(Protocol):
+    """The bytes of a form's file as they come in. Iterated once; ends early never: what is cut off raises."""
+
+    @property
+    def name(self) -> str:
+        """As the sender calls it."""
+        ...
+
+    @property
+    def content_type(self) -> str:
+        """As the sender declares it."""
+        ...
+
+    @property
+    def size_bytes(self) -> int | None:
+        """None: not known before the end."""
+        ...
+
+    @property
+    def most_bytes(self) -> int:
+        """It cannot be more than that."""
+        ...
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+
+
+class Pours(Protocol):
+    """Streams into the store, next to nothing of them in memory. Raises storage.errors.StorageError."""
+
+    async def pour(
+        self,
+        key: str,
+        pieces: AsyncIterator[bytes],
+        *,
+        content_type: str = "application/octet-stream",
+        begun: Callable[[str], Awaitable[None]],
+        received: Callable[[int], Awaitable[None]],
+    ) -> Poured: ...
+
+
 class NodeEntry(Protocol):
     """One node of the cluster."""
 
@@ -411,6 +452,8 @@ class Hub(Protocol):
         ...
 
     @property
+    def pours(self) -> Pours: ...
+    @property
     def config(self) -> Callable[[], Mapping[str, Any]]:
         """Every setting as it is in force, secrets hidden."""
         ...
@@ -472,6 +515,19 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     public_url: str = "http://127.0.0.1:8080"
     # Somebody's, to one call, that are not revoked.
     links_per_call: int = 100
+    file_bytes: int = 104_857_600
+    files_per_call: int = 1000
+    # Uploads that are on their way count with all they may become.
+    call_file_bytes: int = 10 * 2**30
+    tenant_file_bytes: int = 1000 * 2**30
+    uploads_per_user: int = 16
+    upload_ttl_s: int = 86_400
+    # How long the way to a file's bytes is open that somebody was shown.
+    file_url_s: int = 60
+    # Without one files are `skipped`, and had unscanned.
+    scanner: bool = False
+    # What could not be scanned is had all the same.
+    serve_unscanned: bool = False
     # What the socket edge holds its clients to, by name.
     sockets: Mapping[str, Any] = {}
 
@@ -494,6 +550,8 @@ class Context:
     op_key: str | None = None
     if_match: str | None = None
     client: str = ""
+    # Of a command that is a form.
+    body: Incoming | None = None
     # Of the socket.
     namespace: str = APPS
     visitor: Visitor = _UNSEEN

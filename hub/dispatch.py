@@ -31,6 +31,7 @@ from hub.protocol.errors import FieldError, HubError, Problem
 from hub.protocol.fields import IN_WORDS
 from hub.protocol.plain import closed, loaded, plain
 from hub.state.bucket import Bucket
+from storage import errors as storage_errors
 
 log = structlog.get_logger("hub.dispatch")
 # Asked before a line is put together that nobody wants.
@@ -351,6 +352,12 @@ def _refusal(ctx: Context, command: Command, error: Exception) -> HubError:
             return error
         case db_errors.DatabaseUnavailable():
             return errors.DatabaseUnavailable(retry_after_ms=1000)
+        case storage_errors.StorageUnavailable():
+            return errors.StorageUnavailable(retry_after_ms=1000)
+        case storage_errors.StorageRefused():
+            # A matter of configuration, which only an operator can help.
+            log.error("store_refuses", command=command.name, error=str(error)[:200], request_id=ctx.request_id)
+            return errors.StorageUnavailable(retry_after_ms=10_000)
         case TimeoutError():
             return too_late(command)
     log.exception("command_crashed", command=command.name, request_id=ctx.request_id)

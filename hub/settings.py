@@ -249,6 +249,14 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("SUPABASE_STORAGE_BUCKET", "supabase_storage_bucket", _bucket, None, "The bucket, where AURALINK_STORAGE is not set."),
     Setting("AURALINK_STORAGE_TIMEOUT_S", "storage_timeout_s", _seconds(0.1, 60), 2.5, "Deadline of one call to the store, tries included; a copy gets four times as long."),
     Setting("AURALINK_CLAMAV_URL", "clamav_url", _clamd, None, "The clamd that scans files: `tcp://host:3310` or `unix:///path`; unset, files are not scanned."),
+    Setting("AURALINK_SCAN_FAIL_OPEN", "scan_fail_open", _claim, False, "`true`: files that could not be scanned are had all the same; `false`: nobody has them until they are."),
+    Setting("AURALINK_FILE_MAX_BYTES", "file_max_bytes", _whole(1, 2**40), 104_857_600, "Most bytes of one file."),
+    Setting("AURALINK_FILES_PER_CALL", "files_per_call", _whole(1, 1_000_000), 1000, "Most files of one call."),
+    Setting("AURALINK_CALL_QUOTA_BYTES", "call_quota_bytes", _whole(1, 2**60), 10 * 2**30, "Most bytes of all files of one call."),
+    Setting("AURALINK_TENANT_QUOTA_BYTES", "tenant_quota_bytes", _whole(1, 2**60), 1000 * 2**30, "Most bytes of all files of one tenant."),
+    Setting("AURALINK_FILE_URL_S", "file_url_s", _whole(5, 3600), 60, "How long a signed URL to a file's bytes is good."),
+    Setting("AURALINK_UPLOAD_TTL_S", "upload_ttl_s", _whole(300, 604_800), 86_400, "An upload that is not finished by then is given up."),
+    Setting("AURALINK_SPOOL_DIR", "spool_dir", _text, None, "Where uploads wait on this machine's disk until the store has them; the system's directory for such files if unset."),
     Setting("AURALINK_LOG_FORMAT", "log_format", _choice("json", "console"), "json", "`json` or `console`."),
     Setting("AURALINK_LOG_LEVEL", "log_level", _choice("debug", "info", "warning", "error"), "info", "`debug`, `info`, `warning` or `error`."),
     Setting("AURALINK_DATA_DIR", "data_dir", _text, None, "Where `dev` keeps its embedded servers' data; the user's data directory if unset."),
@@ -317,6 +325,14 @@ class Settings:
     supabase_storage_bucket: str | None
     storage_timeout_s: float
     clamav_url: str | None
+    scan_fail_open: bool
+    file_max_bytes: int
+    files_per_call: int
+    call_quota_bytes: int
+    tenant_quota_bytes: int
+    file_url_s: int
+    upload_ttl_s: int
+    spool_dir: str | None
     log_format: str
     log_level: str
     data_dir: str | None

@@ -12,7 +12,7 @@ from db import calls, participants
 from db.calls import Call
 from db.errors import DatabaseUnavailable
 from db.participants import Participant
-from hub.actions import joining, members, waiting
+from hub.actions import files, joining, members, waiting
 from hub.actions.aftermath import carry_out, evict, put_out, settle
 from hub.actions.chat import recent
 from hub.actions.hands import queue
@@ -256,6 +256,7 @@ async def _snapshot(
         look = participants.hold if entering else participants.get
         me = await look(tx, call_id, participant_id)
         hands = await queue(tx, call_id)
+        shared = await files.of_snapshot(ctx, tx, call_id, ctx.now())
         may = members.as_member(ctx.actor, call, me).permissions if call is not None else frozenset()
         lobby = await waiting.queue(tx, call) if call is not None and "lobby_admit" in may else None
         written = await recent(tx, call_id, may)
@@ -269,7 +270,7 @@ async def _snapshot(
         self=participant_view(me),
         participants=[participant_view(each) for each in present],
         hands=hands,
-        files=[],
+        files=shared,
         chat=written.items,
         chat_cursor=written.next_cursor,
         lobby=lobby,

@@ -140,9 +140,27 @@ def _body_schema(command: Command, message: JsonObject, in_path: set[str], schem
         name += "Body"
         schemas[name] = {**message, "title": name, "properties": properties, "required": required}
     reference = {"$ref": ref_to(name)}
+    if command.http is not None and command.http.form:
+        return _form(name, schemas)
     return {
         "required": bool(required),
         "content": {"application/json": {"schema": reference, "example": sample(reference, schemas)}},
+    }
+
+
+def _form(name: str, schemas: JsonObject) -> JsonObject:
+    """The fields, and the file beside them."""
+    file = {"type": "string", "contentMediaType": "application/octet-stream", "description": "The bytes."}
+    schema = schemas[name]
+    schemas[name] = {
+        **schema,
+        "properties": {"file": file, **schema["properties"]},
+        "required": ["file", *schema.get("required", [])],
+    }
+    reference = {"$ref": ref_to(name)}
+    return {
+        "required": True,
+        "content": {"multipart/form-data": {"schema": reference, "example": sample(reference, schemas)}},
     }
 
 
@@ -189,6 +207,11 @@ def _responses(command: Command, schemas: JsonObject) -> JsonObject:
     if command.http.method == "POST" and command.mutates:
         done["headers"]["Idempotency-Replayed"] = {"$ref": "#/components/headers/Idempotency-Replayed"}
     responses: JsonObject = {str(status): done}
+    if command.http.redirect:
+        responses["302"] = {
+            "description": "There it is",
+            "headers": {"Location": {"$ref": "#/components/headers/Location"}},
+        }
     for code in sorted(_refusals(command)):
         responses[str(code)] = {"$ref": f"#/components/responses/{code}"}
     responses["default"] = {"$ref": "#/components/responses/default"}

@@ -281,6 +281,20 @@ class ScanPending(HubError):
 
 
 @_declared
+class ScanFailed(HubError):
+    """The file could not be scanned, so nobody has it; it can be scanned again."""
+
+    code, status, retryable = "scan_failed", 409, False
+
+
+@_declared
+class QuotaExceeded(HubError):
+    """There is no more room for files."""
+
+    code, status, retryable = "quota_exceeded", 409, False
+
+
+@_declared
 class OpIdConflict(HubError):
     """The same op_id was used with another payload."""
 

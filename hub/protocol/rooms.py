@@ -24,6 +24,7 @@ from hub.protocol.fields import (
     MetadataText,
     Reason,
 )
+from hub.protocol.files import FileView
 from hub.protocol.hands import Hand
 from hub.protocol.lobby import LobbyEntry
 from hub.protocol.media import MediaAccess
@@ -165,7 +166,7 @@ class RoomSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     self: ParticipantView
     participants: list[ParticipantView]
     hands: list[Hand]
-    files: list[Any]
+    files: list[FileView]
     # The newest messages that are yours to see, the oldest of them first; `chat:list` reads on from `chat_cursor`.
     chat: list[MessageView]
     chat_cursor: str | None

@@ -41,7 +41,7 @@ def setup(app: web.Application, dispatcher: Dispatcher, hub: Hub, *, proxies: It
     """Add the route of every declared command. `proxies`: networks whose X-Forwarded-For is believed."""
     trusted = networks(proxies)
     for command in dispatcher.commands:
-        if command.http is not None:
+        if command.http is not None and not command.http.form:
             path, handler = BASE + command.http.path, _handler(command, dispatcher, hub, trusted)
             app.router.add_route(command.http.method, path, handler)
             if command.http.method == hdrs.METH_GET:
@@ -51,7 +51,7 @@ def setup(app: web.Application, dispatcher: Dispatcher, hub: Hub, *, proxies: It
 def _handler(
     command: Command, dispatcher: Dispatcher, hub: Hub, trusted: tuple[Network, ...]
 ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-    kinds = {field.encode_name: _given(field.type) for field in msgspec.structs.fields(command.message)}
+    kinds = {field.encode_name: kind_given(field.type) for field in msgspec.structs.fields(command.message)}
 
     async def handle(request: web.Request) -> web.StreamResponse:
         request[COMMAND] = command
@@ -67,11 +67,12 @@ def _handler(
             request_id=request[REQUEST_ID],
             op_key=_op_key(request, command),
             if_match=_if_match(request),
-            client=_client(request),
+            client=client_of(request),
             visitor=visitor_of(request, trusted) if command.needs == "public" else Visitor(),
         )
         # A client that hangs up takes its work along; but what is decided is told to the others.
-        return _response(command, await dispatcher.run_for(ctx, command, fields, door="rest"))
+        answer = await dispatcher.run_for(ctx, command, fields, door="rest")
+        return respond(command, answer, redirects=fields.get("redirect", True))
 
     return handle
 
@@ -91,17 +92,17 @@ async def _fields(
     assert command.http is not None
     if command.http.method in _BODY_METHODS:
         if request.query:
-            raise _unknown(next(iter(request.query)))
+            raise unknown(next(iter(request.query)))
         given = await _body(request)
     else:
         given = {name: _query(request, name, kinds, command.message) for name in dict.fromkeys(request.query)}
     for name in command.http.fields:
         if name in given:
-            raise _unknown(name)
+            raise unknown(name)
     for name in ("op_id", "traceparent"):
         # A socket has no headers and sends these along; here they are Idempotency-Key and traceparent.
         if name in given:
-            raise _unknown(name)
+            raise unknown(name)
     for name in command.http.fields:
         given[name] = await _part(name, request.match_info[name], kinds[name], command, actor, hub)
     return given
@@ -114,7 +115,7 @@ async def _part(name: str, text: str, kind: Any, command: Command, actor: Actor,
     if "\x00" in text or len(text) > 512:
         raise errors.NotFound()
     try:
-        return _read(text, kind)
+        return read_text(text, kind)
     except msgspec.ValidationError:
         raise errors.NotFound() from None
 
@@ -158,7 +159,7 @@ async def _body(request: web.Request) -> dict[str, Any]:
 def _query(request: web.Request, name: str, kinds: Mapping[str, Any], message: type[Any]) -> Any:
     """One query parameter as its field's type. A list may be repeated, or comma-separated."""
     if name not in kinds:
-        raise _unknown(name)
+        raise unknown(name)
     values = request.query.getall(name)
     kind = kinds[name]
     given: Any = values[0]
@@ -167,16 +168,16 @@ def _query(request: web.Request, name: str, kinds: Mapping[str, Any], message: t
     elif len(values) > 1:
         raise errors.ValidationFailed(f"{name}: given twice", errors=[FieldError(name, "given twice")])
     try:
-        return _read(given, kind)
+        return read_text(given, kind)
     except msgspec.ValidationError as error:
         raise invalid(f"{str(error).partition(' - at ')[0]} - at `$.{name}`", message) from None
 
 
-def _given(kind: Any) -> Any:
+def kind_given(kind: Any) -> Any:
     """A field's type without its "not there": in a query, `null` is a word of four letters."""
     if get_origin(kind) is Annotated:
         inner, *notes = get_args(kind)
-        return Annotated[(_given(inner), *notes)]
+        return Annotated[(kind_given(inner), *notes)]
     if get_origin(kind) in (Union, types.UnionType):
         left = [part for part in get_args(kind) if part not in (types.NoneType, msgspec.UnsetType)]
         return functools.reduce(operator.or_, left)
@@ -192,12 +193,12 @@ def _mentions(kind: Any, *wanted: type) -> bool:
     return any(_mentions(part, *wanted) for part in parts)
 
 
-def _read(text: str | list[str], kind: Any) -> Any:
+def read_text(text: str | list[str], kind: Any) -> Any:
     """Text as a field. Only numbers and claims are read leniently, or `7` would be a time and `null` nothing."""
     return msgspec.convert(text, kind, strict=not _mentions(kind, int, float, bool))
 
 
-def _unknown(name: str) -> errors.ValidationFailed:
+def unknown(name: str) -> errors.ValidationFailed:
     name = name[:200]
     return errors.ValidationFailed(f"{name}: unknown field", errors=[FieldError(name, "unknown field")])
 
@@ -232,12 +233,12 @@ def visitor_of(request: web.Request, trusted: tuple[Network, ...]) -> Visitor:
     )
 
 
-def _client(request: web.Request) -> str:
+def client_of(request: web.Request) -> str:
     agent = request.headers.get(hdrs.USER_AGENT, "")
     return "".join(char for char in agent[:128] if char.isprintable())
 
 
-def _response(command: Command, answer: Answer) -> web.Response:
+def respond(command: Command, answer: Answer, *, redirects: bool = True) -> web.Response:
     assert command.http is not None
     data = answer.data
     if isinstance(data, msgspec.Raw):
@@ -250,6 +251,9 @@ def _response(command: Command, answer: Answer) -> web.Response:
         headers[hdrs.LOCATION] = _location(command.http.location, data)
     if data is None or command.http.status == 204:
         return web.Response(status=204, headers=headers)
+    if command.http.redirect is not None and redirects:
+        headers[hdrs.LOCATION] = getattr(data, command.http.redirect)
+        return web.Response(status=302, headers=headers)
     return web.Response(
         status=command.http.status,
         body=msgspec.json.encode(data) if command.http.content == "application/json" else data.body,

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -43,12 +44,14 @@ from hub.policy import Permission, Role
 from hub.protocol.errors import HubError, TokenInvalid
 from hub.state.facts import FactEvent, ParticipantJoined, Source, TrackPublished
 from hub.transport.auth import TokenRules, Tokens
-from storage.nowhere import Nowhere
-from storage.store import Store
+from storage.local import LocalStore
+from storage.pour import Pours
+from storage.signing import UrlSigner
 from tests.conftest import TestDatabase
 from tests.fakes.livekit import FakeLiveKit
 
 TENANT = UUID("11111111-1111-4111-8111-111111111111")
+SIGNER = UrlSigner("http://hub.test/storage", b"a secret of the tests that signs URLs")
 OTHER_TENANT = UUID("22222222-2222-4222-8222-222222222222")
 
 
@@ -186,15 +189,24 @@ class _Tokens:
 class Node:
     """`hub.context.Hub`, and the bus' listener."""
 
-    def __init__(self, db: Database, cluster: Cluster, media: LiveKit, livekit: FakeLiveKit, admin_dsn: str) -> None:
+    def __init__(
+        self,
+        db: Database,
+        cluster: Cluster,
+        media: LiveKit,
+        livekit: FakeLiveKit,
+        store: LocalStore,
+        pours: Pours,
+        admin_dsn: str,
+    ) -> None:
         self.db, self.cluster, self.media, self.livekit = db, cluster, media, livekit
+        self.store, self.pours = store, pours
         self.bus, self.roster, self.limits = cluster.bus, cluster.roster, cluster.limits
         self.nodes, self.sessions = cluster.nodes, cluster.sessions
         self.presence, self.watching = cluster.presence, cluster.watching
         self.reconcile, self.tokens = _Reconciler(), _Tokens()
         self.passwords = Passwords(cost=4)
         self.rules = Rules()
-        self.store: Store = Nowhere("no store in this test")
         self.ahead = timedelta()
         self.sockets: list[Socket] = []
         self.controls: list[dict[str, Any]] = []
@@ -392,7 +404,9 @@ async def livekit() -> AsyncIterator[FakeLiveKit]:
 
 
 @pytest.fixture
-async def hub(database: TestDatabase, valkey: Valkey, env_name: str, livekit: FakeLiveKit) -> AsyncIterator[Node]:
+async def hub(
+    database: TestDatabase, valkey: Valkey, env_name: str, livekit: FakeLiveKit, tmp_path: Path
+) -> AsyncIterator[Node]:
     async with AsyncExitStack() as stack:
         db = await Database.open(database.app_dsn, max_size=12)
         stack.push_async_callback(db.close)
@@ -400,7 +414,10 @@ async def hub(database: TestDatabase, valkey: Valkey, env_name: str, livekit: Fa
             Cluster.open(valkey.url, env=env_name, secret=b"a secret of the tests, long enough to be one")
         )
         media = await stack.enter_async_context(LiveKit({"default": livekit.server}))
-        node = Node(db, cluster, media, livekit, database.admin_dsn)
+        store = await stack.enter_async_context(LocalStore(tmp_path / "store", SIGNER))
+        pours = Pours(store, directory=str(tmp_path))
+        stack.callback(pours.close)
+        node = Node(db, cluster, media, livekit, store, pours, database.admin_dsn)
         stack.callback(node.passwords.close)
         cluster.bus.listen(node)
         yield node

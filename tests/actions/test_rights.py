@@ -73,7 +73,9 @@ def example(command: Command, **fields: Any) -> dict[str, Any]:
     """A message that decodes, about that call and these people."""
     schemas = components_of([command.message])
     made: dict[str, Any] = sample(schemas[schema_name(command.message)], schemas)
-    return {**made, **{name: value for name, value in fields.items() if name in made}}
+    # A list may be of a call, or of none: here it is always of one.
+    named = made.keys() | ({"call_id"} & set(command.message.__struct_fields__))
+    return {**made, **{name: value for name, value in fields.items() if name in named}}
 
 
 def published() -> dict[str, dict[str, set[str]]]:
