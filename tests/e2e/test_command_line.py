@@ -35,7 +35,7 @@ async def hub_command(stage: Stage, *words: str) -> tuple[int, Any]:
 
 
 async def test_an_operator_sees_ends_reconciles_and_checks(stage: Stage) -> None:
-    """S-247, S-103: room list, show and end, reconcile, doctor, migrate, audit against a live hub."""
+    """S-247, S-103: room list, show and end, reconcile, doctor, migrate, storage, audit against a live hub."""
     await stage.node()
     ada = stage.person("ada")
     call = await ada.create(name="To be ended")
@@ -58,8 +58,10 @@ async def test_an_operator_sees_ends_reconciles_and_checks(stage: Stage) -> None
     code, found = await hub_command(stage, "doctor")
     assert code == 0, found
     assert {check["check"] for check in found["checks"]} == {
-        *("database", "migrations", "redis", "livekit", "webhook", "clock")
+        *("database", "migrations", "redis", "livekit", "storage", "webhook", "clock")
     }
+    code, stock = await hub_command(stage, "storage", "check")
+    assert (code, stock["ok"], stock["files"], stock["objects"]) == (0, True, 0, 0)
 
     code, verified = await hub_command(stage, "audit", "verify")
     (log,) = verified["tenants"]
