@@ -114,7 +114,10 @@ async def cancel(ctx: Context, message: CancelKnock) -> Empty:
 
 @commands.add("lobby:list", needs="lobby_admit", http=Http("GET", "/rooms/{call_id}/lobby"), mutates=False)
 async def list_(ctx: Context, message: ListLobby) -> Lobby:
-    """Everybody who waits, the longest first."""
+    """Everybody who waits, the longest first.
+
+    Whoever becomes a moderator asks once, and hears of changes from then on.
+    """
     async with ctx.transaction() as tx:
         return Lobby(await waiting.queue(tx, ctx.member.call))
 

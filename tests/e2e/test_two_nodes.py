@@ -153,6 +153,34 @@ async def test_a_kick_on_one_node_puts_out_a_session_on_the_other(hub: Stage) ->
     assert [name for name, _ in ben.heard[before:] if name.startswith("hand:")] == []
 
 
+async def test_what_is_between_two_crosses_nodes_and_nobody_else_hears_it(hub: Stage) -> None:
+    """S-246: the room hears what is said to everybody, whoever was written to hears the rest, on whatever node."""
+    first, second = await two(hub)
+    ada, ben, cleo = (hub.person(f"chat-{n}", node=node) for n, node in enumerate((first, second, second)))
+    call_id = (await ada.create())["call_id"]
+    for person in (ada, ben, cleo):
+        await person.connect()
+    await ada.join(call_id)
+    his = (await ben.join(call_id))["self"]["participant_id"]
+    await cleo.join(call_id)
+    await ada.ask("chat:post", call_id=call_id, text="for you", to=his)
+    direct = await ben.wait_for("chat:posted")
+    assert (direct["message"]["text"], direct["message"]["to"]["participant_id"]) == ("for you", his)
+    posted = await ada.rest("POST", f"/rooms/{call_id}/messages", {"text": "for all"})
+    assert posted.status == 200, posted
+    for person, heard in ((ada, 2), (ben, 2), (cleo, 1)):
+        await person.wait_for("chat:posted", lambda event: event["message"]["text"] == "for all")
+        assert person.names().count("chat:posted") == heard
+        listed = await person.rest("GET", f"/rooms/{call_id}/messages")
+        assert len(listed.body["items"]) == heard
+    gone = await ada.rest("DELETE", f"/rooms/{call_id}/messages/{posted.body['message']['message_id']}")
+    assert gone.status == 204
+    await cleo.wait_for("chat:deleted")
+    assert (await cleo.join(call_id))["chat"] == []
+    # Back from nowhere, with what was said meanwhile in the room's log.
+    assert [message["text"] for message in (await ben.join(call_id))["chat"]] == ["for you"]
+
+
 async def test_the_same_op_id_has_one_effect_and_one_answer_on_both_nodes(hub: Stage) -> None:
     """S-186: repeats at the same time, on either node, are answered by the one that ran."""
     first, second = await two(hub)
