@@ -6,6 +6,7 @@ stranger who does not react.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from uuid import UUID
 
@@ -258,9 +259,10 @@ def _demand_somebody_else(ctx: Context, other: str) -> None:
 
 async def _tell(ctx: Context, news: Iterable[tuple[str, Event]], other: str | None) -> None:
     """All devices of those whom it concerns. `other`: with whom the actor now sees more or less than before."""
-    tenant_id = ctx.actor.tenant_id
-    for user_id, event in news:
-        await ctx.hub.bus.to_user(tenant_id, user_id, event.name, event, recorded=event.recorded)
+    tenant_id, to_user = ctx.actor.tenant_id, ctx.hub.bus.to_user
+    await asyncio.gather(
+        *(to_user(tenant_id, user_id, event.name, event, recorded=event.recorded) for user_id, event in news)
+    )
     if other is None:
         return
     try:
