@@ -24,6 +24,7 @@ from hub.protocol.errors import FieldError
 from hub.protocol.invites import (
     AnsweredBy,
     Caller,
+    CallNamed,
     DeclineInvite,
     InviteAccepted,
     InviteAccess,
@@ -132,7 +133,7 @@ async def accept(ctx: Context, message: NameInvite) -> InviteAccess:
             raise errors.Banned()
         answer = InviteAccess(call_view(call))
         if won is not None:
-            event = InviteAccepted(won.invite_id, won.call_id, won.callee_id)
+            event = InviteAccepted(won.invite_id, CallNamed(won.call_id), won.callee_id)
             ctx.due_to_users([(won.caller_id, event), _elsewhere(won, "answered_elsewhere")])
         await ctx.keep(tx, answer)
     return answer
@@ -156,7 +157,7 @@ async def decline(ctx: Context, message: DeclineInvite) -> Empty:
             if mine.status == "accepted":
                 _too_late(mine)
         else:
-            event = InviteDeclined(won.invite_id, won.call_id, won.callee_id, message.reason)
+            event = InviteDeclined(won.invite_id, CallNamed(won.call_id), won.callee_id, message.reason)
             ctx.due_to_users([(won.caller_id, event), _elsewhere(won, "declined_elsewhere")])
         await ctx.keep(tx, Empty())
     return Empty()
@@ -176,7 +177,7 @@ async def cancel(ctx: Context, message: NameInvite) -> Empty:
         if not rang and not await invites.by_me(tx, message.invite_id):
             raise errors.NotFound()
         ctx.due_to_users(
-            (user_id, InviteCanceled(each.invite_id, each.call_id, each.callee_id, "canceled"))
+            (user_id, InviteCanceled(each.invite_id, CallNamed(each.call_id), each.callee_id, "canceled"))
             for each in rang
             for user_id in concerned(each)
         )
@@ -211,8 +212,8 @@ def concerned(invite: Invite) -> list[str]:
 def ended(invite: Invite) -> Event:
     """What the passing of time says of an invite: missed, or its call is over."""
     if invite.status == "missed":
-        return InviteMissed(invite.invite_id, invite.call_id, invite.caller_id, invite.callee_id)
-    return InviteCanceled(invite.invite_id, invite.call_id, invite.callee_id, "call_ended")
+        return InviteMissed(invite.invite_id, CallNamed(invite.call_id), invite.caller_id, invite.callee_id)
+    return InviteCanceled(invite.invite_id, CallNamed(invite.call_id), invite.callee_id, "call_ended")
 
 
 async def _answer(ctx: Context, tx: Transaction, invite_id: UUID, status: str) -> Invite | None:
@@ -237,7 +238,7 @@ def _too_late(invite: Invite) -> NoReturn:
 
 def _elsewhere(invite: Invite, why: Literal["answered_elsewhere", "declined_elsewhere"]) -> tuple[str, Event]:
     by = AnsweredBy(invite.answered_session, invite.answered_device)
-    return invite.callee_id, InviteCanceled(invite.invite_id, invite.call_id, invite.callee_id, why, by)
+    return invite.callee_id, InviteCanceled(invite.invite_id, CallNamed(invite.call_id), invite.callee_id, why, by)
 
 
 def _demand_others(ctx: Context, callees: Sequence[str]) -> None:

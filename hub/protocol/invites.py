@@ -86,6 +86,12 @@ class InvitedTo(msgspec.Struct, frozen=True):
     call_type: str
 
 
+class CallNamed(msgspec.Struct, frozen=True):
+    """Which call. Not beside the event's position, which is one of your own log and not of the room's."""
+
+    call_id: UUID
+
+
 class Caller(msgspec.Struct, frozen=True):
     user_id: str
     display_name: str
@@ -120,7 +126,7 @@ class InviteAccepted(Event, frozen=True):
     name: ClassVar[str] = "invite:accepted"
 
     invite_id: UUID
-    call_id: UUID
+    call: CallNamed
     user_id: str
 
 
@@ -130,7 +136,7 @@ class InviteDeclined(Event, frozen=True):
     name: ClassVar[str] = "invite:declined"
 
     invite_id: UUID
-    call_id: UUID
+    call: CallNamed
     user_id: str
     reason: Literal["declined", "busy"]
 
@@ -145,7 +151,7 @@ class InviteCanceled(Event, frozen=True):
     name: ClassVar[str] = "invite:canceled"
 
     invite_id: UUID
-    call_id: UUID
+    call: CallNamed
     user_id: str
     reason: Literal["answered_elsewhere", "declined_elsewhere", "canceled", "call_ended"]
     answered_by: AnsweredBy | None = None
@@ -157,6 +163,6 @@ class InviteMissed(Event, frozen=True):
     name: ClassVar[str] = "invite:missed"
 
     invite_id: UUID
-    call_id: UUID
+    call: CallNamed
     caller_id: str
     user_id: str

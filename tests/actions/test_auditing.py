@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import re
+import textwrap
+from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
+import pytest
+
+from db import audit
 from db.audit_chain import FIRST, Head, Link, check
+from hub.actions import all_commands
+from hub.commands import Command
 from hub.protocol.admin import AuditLink
 from tests.actions.conftest import OTHER_TENANT, TENANT, Node
 
@@ -87,3 +98,43 @@ async def test_the_whole_log_is_exported_with_a_chain_that_holds(hub: Node) -> N
     assert await ann.refused("admin:export_audit") == "forbidden"
     assert await boss.refused("admin:export_audit", cursor="x") == "invalid_cursor"
     assert await boss.refused("admin:export_audit", limit=101) == "validation_failed"
+
+
+# What is written down of whom: by what a command needs, or by its noun.
+_PRIVILEGED = {
+    *("lobby_admit", "participant_mute", "participant_kick", "chat_delete", "room_update", "recording_control"),
+    *("participant_set_role", "room_end", "owner", "admin", "operator"),
+}
+_BY_NAME = re.compile(r"link:\w+|participant:edit|hand:lower|chat:delete|invite:send|file:delete")
+
+
+@pytest.mark.parametrize("command", [c for c in all_commands() if c.mutates], ids=lambda command: command.name)
+def test_every_command_of_moderation_access_and_administration_writes_it_down(command: Command) -> None:
+    """S-247: found by what a command needs, so that a new one is held to it; by following what its function names."""
+    if command.needs in _PRIVILEGED or _BY_NAME.fullmatch(command.name):
+        assert audit.add in _reached(command.run), f"{command.name} leaves no row in the audit log"
+
+
+def _reached(start: Callable[..., Any]) -> set[Any]:
+    """Every function of the actions and of db that may be called from there."""
+    found: set[Any] = set()
+    left: list[Any] = [start]
+    while left:
+        function = left.pop()
+        if not inspect.isfunction(function) or function in found:
+            continue
+        found.add(function)
+        if function.__module__.startswith("hub.actions"):
+            left += _named(function)
+    return found
+
+
+def _named(function: Any) -> list[Any]:
+    """What the names in a function's text stand for, of its module and of those that it imports."""
+    tree, known, named = ast.parse(textwrap.dedent(inspect.getsource(function))), function.__globals__, []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            named.append(known.get(node.id))
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            named.append(getattr(known.get(node.value.id), node.attr, None))
+    return named

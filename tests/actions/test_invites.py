@@ -81,7 +81,10 @@ async def test_all_devices_ring_and_the_first_answer_silences_the_others(scene: 
     assert canceled["reason"] == "answered_elsewhere"
     assert canceled["answered_by"] == {"session_id": phone.id, "device_id": "phone"}
     await heard(scene.socket, "invite:accepted")
-    assert of(scene.socket)[0][1]["user_id"] == "ben"
+    accepted = of(scene.socket)[0][1]
+    # The call is not named beside the position, which is one of her own log.
+    assert (accepted["user_id"], accepted["call"]) == ("ben", {"call_id": str(scene.call_id)})
+    assert "call_id" not in accepted
     with pytest.raises(AnsweredElsewhere):
         await laptop.do("invite:accept", invite_id=invite_id)
     with pytest.raises(AnsweredElsewhere):
