@@ -563,6 +563,8 @@ class Context:
     decided: bool = False
     # Gives the caller an answer when the command's time is over and what it decided is still being told.
     overdue: Callable[[], None] | None = None
+    # All it has left to do is to wait for the last event's place in the log.
+    telling: bool = False
     # What follows the commit of the transaction in hand.
     _steps: list[Callable[[], Awaitable[object]]] = field(default_factory=list)
 
@@ -638,6 +640,13 @@ class Context:
     async def tell(self, call_id: UUID, event: Event) -> None:
         """Everybody in the room hears `event`, now. What a transaction changed is told by `due`."""
         await self.hub.bus.to_room(call_id, event.name, event, recorded=event.recorded, by=self.by())
+
+    async def tell_last(self, call_id: UUID, event: Event) -> None:
+        """`tell`, as the last that a command does. Where nothing else had to be waited for, the client's next command
+        begins before this one is answered: its events come after this one all the same.
+        """
+        self.telling = True
+        await self.tell(call_id, event)
 
     async def _tell_users(self, news: Sequence[tuple[str, Event]]) -> None:
         tenant_id, by, to_user = self.actor.tenant_id, self.by(), self.hub.bus.to_user

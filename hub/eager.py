@@ -70,20 +70,54 @@ class within(Generic[T]):
 
 async def bounded(seconds: float, coro: Coroutine[Any, Any, T], waits_for: Any, more: Callable[[], float] | None) -> T:
     """What `within` comes to once `coro` has run as far as to wait for `waits_for`: for who took that step itself."""
-    loop = asyncio.get_running_loop()
-    async with asyncio.timeout(None) as limit:
-        over = loop.call_later(seconds, lambda: limit.reschedule(loop.time() + (more() if more is not None else 0)))
-        try:
-            return await _Rest(coro, waits_for)
-        finally:
-            over.cancel()
+    limit = _Limit(seconds, more)
+    try:
+        return await Rest(coro, waits_for)
+    except asyncio.CancelledError as error:
+        if limit.over():
+            raise TimeoutError from error
+        raise
+    finally:
+        limit.lift()
+
+
+class _Limit:
+    """What `asyncio.timeout` does, without a context: half of what such a wait costs."""
+
+    __slots__ = ("_cancelling", "_expired", "_more", "_task", "_timer")
+
+    def __init__(self, seconds: float, more: Callable[[], float] | None) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task, self._more, self._expired = task, more, False
+        self._cancelling = task.cancelling()
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._end)
+
+    def _end(self) -> None:
+        more, self._more = self._more, None
+        seconds = more() if more is not None else 0
+        if seconds > 0:
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._end)
+            return
+        self._expired = True
+        self._task.cancel()
+
+    def over(self) -> bool:
+        """The task was cancelled from here, and from nowhere else."""
+        expired, self._expired = self._expired, False
+        return expired and self._task.uncancel() <= self._cancelling
+
+    def lift(self) -> None:
+        self._timer.cancel()
+        # It came too late, or nobody minded it.
+        self.over()
 
 
 async def _rest(coro: Coroutine[Any, Any, T], waits_for: Any) -> T:
-    return await _Rest(coro, waits_for)
+    return await Rest(coro, waits_for)
 
 
-class _Rest(Generic[T]):
+class Rest(Generic[T]):
     """What is left of a coroutine that has run as far as to wait for `waits_for`."""
 
     __slots__ = ("_coro", "_waits_for")

@@ -150,3 +150,29 @@ async def test_within_gives_more_time_to_what_asks_for_it() -> None:
         await within(0.01, answer(5), lambda: 0.01)
     with pytest.raises(TimeoutError):
         await within(0.01, answer(5), lambda: 0)
+
+
+async def test_a_deadline_that_nobody_minds_leaves_no_cancellation_behind() -> None:
+    async def stubborn() -> str:
+        try:
+            await asyncio.sleep(5)
+        except asyncio.CancelledError:
+            return "all the same"
+        return "never"
+
+    assert await within(0.01, stubborn()) == "all the same"
+    task = asyncio.current_task()
+    assert task is not None and not task.cancelling()
+    await asyncio.sleep(0)
+
+
+async def test_who_is_cancelled_by_somebody_else_is_cancelled_and_not_out_of_time() -> None:
+    waiting = asyncio.ensure_future(_waits())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+
+async def _waits() -> None:
+    await within(5, asyncio.sleep(5))

@@ -65,6 +65,8 @@ class RoomLog:
         self._counters = counters
         self._window_ms = int(window_s * 1000)
         self._number = 0
+        # Epochs are offered with every event and hardly ever taken: what is unique about them is drawn once.
+        self._own, self._offered = secrets.token_hex(5), 0
         self._asked: Batch[LogKeys, Found] = Batch(self._heads, most=_HEADS)
 
     @property
@@ -98,7 +100,7 @@ class RoomLog:
                     _PUBLISH,
                     (keys.head, keys.log, keys.channel),
                     sealed,
-                    _new_epoch(),
+                    self._new_epoch(),
                     self._deadline_ms(),
                     self._window_ms,
                     LOG_EVENTS,
@@ -136,7 +138,7 @@ class RoomLog:
 
     async def _read(self, keys: LogKeys, start: int, *announcement: bytes) -> tuple[Head, list[Arrival], list[Any]]:
         self._demand_answers()
-        arguments: tuple[bytes | str | int, ...] = (_new_epoch(), start, LOG_EVENTS + 1, *announcement)
+        arguments: tuple[bytes | str | int, ...] = (self._new_epoch(), start, LOG_EVENTS + 1, *announcement)
         try:
             epoch, offset, found, *more = await self._line.run_script(
                 _READ, (keys.head, keys.log, keys.channel), *arguments, budget_s=READ_S
@@ -182,7 +184,7 @@ class RoomLog:
             self._line.run_script(
                 _HEADS_OF,
                 [name for keys in some for name in (keys.head, keys.log, keys.channel)],
-                _new_epoch(),
+                self._new_epoch(),
                 *count,
                 budget_s=READ_S,
             )
@@ -224,7 +226,7 @@ class RoomLog:
 
     async def _begin_anew(self, keys: LogKeys, incomplete: str, *age_ms: int) -> None:
         marker = self._signer.seal(keys.channel_bytes, self.envelope("reset", self.next_number(), "", b""))
-        arguments: tuple[Any, ...] = (incomplete, _new_epoch(), marker, self._deadline_ms(), *age_ms)
+        arguments: tuple[Any, ...] = (incomplete, self._new_epoch(), marker, self._deadline_ms(), *age_ms)
         try:
             await self._line.run_script(_RESET, (keys.head, keys.log, keys.channel), *arguments, budget_s=TELL_S)
         except ServerRefused as error:
@@ -237,13 +239,14 @@ class RoomLog:
     def _deadline_ms(self) -> int:
         return min(self._nodes.lease_until_ms, self._nodes.clock.now_ms() + LATE_MS)
 
+    def _new_epoch(self) -> str:
+        """One that no room has ever had."""
+        self._offered += 1
+        return f"{self._own}{self._offered:x}"
+
     async def _renew(self) -> None:
         try:
             async with asyncio.timeout(PUBLISH_S):
                 await self._nodes.beat()
         except TimeoutError as error:
             raise ClusterUnavailable() from error
-
-
-def _new_epoch() -> str:
-    return secrets.token_hex(6)

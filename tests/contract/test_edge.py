@@ -335,6 +335,46 @@ async def test_library_starts_a_task_for_every_event() -> None:
 # D8: the order of one sender
 
 
+async def test_the_next_command_begins_while_the_log_answers_the_last_event_of_one() -> None:
+    """D8"""
+    async with member() as (edge, client, call_id):
+        answers = edge.hub.bus.answers = asyncio.Event()
+        for number in range(3):
+            await client.say(f'421{number}["test:post",{{"call_id":"{call_id}","text":"{number}","last":true}}]')
+        assert (await client.command("test:echo", {"text": "behind"}))["ok"]
+        assert [(await client.event())[1]["text"] for _ in range(3)] == ["0", "1", "2"]
+        answers.set()
+        for number in range(3):
+            assert (await client.ack(10 + number))["ok"]
+
+
+async def test_only_so_many_commands_wait_for_the_log_at_a_time() -> None:
+    async with member() as (edge, client, call_id):
+        answers = edge.hub.bus.answers = asyncio.Event()
+        socket = next(iter(edge.edge.sessions())).socket
+        for _ in range(100):
+            await client.say(f'42["test:post",{{"call_id":"{call_id}","text":"x","last":true}}]')
+        await until(lambda: socket.busy)
+        assert socket.telling == 64
+        await client.say(f'429["test:post",{{"call_id":"{call_id}","text":"behind"}}]')
+        answers.set()
+        assert (await client.ack(9))["ok"]
+        assert [(await client.event())[1]["text"] for _ in range(101)] == ["x"] * 100 + ["behind"]
+        await until(lambda: socket.telling == 0)
+
+
+async def test_who_is_gone_while_the_log_answers_leaves_nothing() -> None:
+    async with member() as (edge, client, call_id):
+        answers = edge.hub.bus.answers = asyncio.Event()
+        socket = next(iter(edge.edge.sessions())).socket
+        await client.say(f'421["test:post",{{"call_id":"{call_id}","text":"x","last":true}}]')
+        await until(lambda: socket.telling == 1)
+        socket.abort()
+        answers.set()
+        await until(lambda: socket.telling == 0)
+        await cleaned_up(edge)
+
+
 async def test_one_senders_events_keep_their_order() -> None:
     """D8"""
     async with member() as (edge, listener, call_id):

@@ -61,6 +61,7 @@ class Post(msgspec.Struct, frozen=True):
     call_id: UUID
     text: str
     recorded: bool = True
+    last: bool = False
     times: int = 1
 
 
@@ -192,7 +193,8 @@ async def post(ctx: Context, message: Post) -> Empty:
     """Tell a room."""
     for number in range(message.times):
         text = message.text if message.times == 1 else f"{message.text} {number}"
-        await ctx.tell(message.call_id, Posted(text) if message.recorded else Typed(text))
+        tell = ctx.tell_last if message.last else ctx.tell
+        await tell(message.call_id, Posted(text) if message.recorded else Typed(text))
     return Empty()
 
 
@@ -229,6 +231,8 @@ class FakeBus:
         self.direct: dict[tuple[UUID, str], list[Direct]] = {}
         self.down = False
         self.epoch = "e1"
+        # The log takes events, and says so once this is set.
+        self.answers: asyncio.Event | None = None
 
     def listen(self, edge: Edge) -> None:
         self.edge = edge
@@ -254,7 +258,11 @@ class FakeBus:
             asyncio.get_running_loop().call_soon(
                 self.edge.deliver_room, call_id, offset, self.epoch, name, data, skip_session
             )
-        return None if offset is None else Position(self.epoch, offset)
+        if offset is None:
+            return None
+        if self.answers is not None:
+            await self.answers.wait()
+        return Position(self.epoch, offset)
 
     async def to_user(self, tenant_id: UUID, user_id: str, name: str, payload: Any) -> Position:
         log = self.direct.setdefault((tenant_id, user_id), [])

@@ -22,13 +22,14 @@ local wire = position .. '\n' .. ARGV[1]
 redis.call('XADD', KEYS[2], 'MAXLEN', '=', ARGV[5], string.format('%.0f-0', offset), 'e', wire)
 local window = tonumber(ARGV[4])
 -- The ids are offsets, so age is known from a mark: once the mark is a window old, everything before it is older than that.
-if not head[2] then
+if not head[2] or now - head[2] >= window then
+  if head[2] then
+    redis.call('XTRIM', KEYS[2], 'MINID', '=', head[3] .. '-0')
+  end
   redis.call('HSET', KEYS[1], 'mark_ms', now, 'mark', offset)
-elseif now - head[2] >= window then
-  redis.call('XTRIM', KEYS[2], 'MINID', '=', head[3] .. '-0')
-  redis.call('HSET', KEYS[1], 'mark_ms', now, 'mark', offset)
+  -- Until two windows after the last event that may come before the mark moves again.
+  redis.call('PEXPIRE', KEYS[2], 3 * window)
+  redis.call('PEXPIRE', KEYS[1], 86400000)
 end
-redis.call('PEXPIRE', KEYS[2], 2 * window)
-redis.call('PEXPIRE', KEYS[1], 86400000)
 redis.call('SPUBLISH', KEYS[3], wire)
 return position

@@ -32,6 +32,8 @@ CONNECTS = metrics.counter("connects", "Connection attempts by outcome: ok, or t
 CLOSED = metrics.counter("sockets_closed", "Sockets closed by the server, by reason", "reason")
 
 
+# Commands of one client that wait for nothing but the log. Those behind wait for their turn.
+_TELLING = 64
 # CONNECT packets on one socket, for whatever namespace.
 _ATTEMPTS = 10
 
@@ -231,7 +233,28 @@ class Packets:
     def _answer_later(
         self, rest: Coroutine[Any, Any, Ack], session: Session, number: int | None, ctx: Context, name: str
     ) -> asyncio.Task[None]:
-        return self._finish_later(self._command(rest, session, number, ctx, name), session.socket)
+        socket = session.socket
+        if ctx.telling and socket.telling < _TELLING and not session.entered:
+            # This is its first step: what it waits for is the log, on a line that keeps the order.
+            socket.telling += 1
+            return self._spawn(self._tell(rest, session, number, ctx, name))
+        return self._finish_later(self._command(rest, session, number, ctx, name), socket)
+
+    async def _tell(
+        self, rest: Coroutine[Any, Any, Ack], session: Session, number: int | None, ctx: Context, name: str
+    ) -> None:
+        """The rest of a command that the next one does not wait for. It entered no room, and enters none."""
+        socket = session.socket
+        try:
+            ack = await rest
+            if number is not None:
+                self._acknowledge(session, number, ack, holds_bytes=ack.ok and name in self._gives_bytes)
+        except Exception:
+            # One connection's bug ends one connection.
+            log.exception("socket_crashed")
+            socket.abort()
+        finally:
+            socket.telling -= 1
 
     async def _command(
         self, rest: Coroutine[Any, Any, Ack], session: Session, number: int | None, ctx: Context, name: str
@@ -262,22 +285,26 @@ class Packets:
 
     def _answer(self, session: Session, number: int | None, ack: Ack, *, holds_bytes: bool = False) -> None:
         """The ack, then what was held back for it."""
-        socket = session.socket
         if number is not None:
-            count = 1
-            try:
-                if holds_bytes:
-                    frame, count = socket.codec.binary_ack(number, ack)
-                else:
-                    frame = socket.codec.ack(number, ack)
-            except Exception:
-                # The answer of a command that this serializer cannot write; whatever the reason, the socket lives.
-                log.exception("ack_not_encoded")
-                ack = Ack(ok=False, error=errors.Internal().problem())
-                frame = socket.codec.ack(number, ack)
-            socket.write(frame, count)
+            ack = self._acknowledge(session, number, ack, holds_bytes=holds_bytes)
         if session.entered:
             self._home.answered(session, ack.ok)
+
+    def _acknowledge(self, session: Session, number: int, ack: Ack, *, holds_bytes: bool) -> Ack:
+        """What the client was told in the end."""
+        codec, count = session.socket.codec, 1
+        try:
+            if holds_bytes:
+                frame, count = codec.binary_ack(number, ack)
+            else:
+                frame = codec.ack(number, ack)
+        except Exception:
+            # The answer of a command that this serializer cannot write; whatever the reason, the socket lives.
+            log.exception("ack_not_encoded")
+            ack = Ack(ok=False, error=errors.Internal().problem())
+            frame = codec.ack(number, ack)
+        session.socket.write(frame, count)
+        return ack
 
     def in_time(self, socket: Socket, number: int | None) -> bool:
         """One more packet of this connection, or one too many: refused, and in the end the client is sent away."""

@@ -93,6 +93,7 @@ class Socket(asyncio.Protocol):
         "session",
         "sid",
         "silent",
+        "telling",
         "transport",
     )
 
@@ -137,6 +138,8 @@ class Socket(asyncio.Protocol):
         # How far whoever has the sockets has seen to its end.
         self.seen_off = self.forgotten = False
         self.queued = 0
+        # Commands that are done but for the answer of the log.
+        self.telling = 0
         self.attempts = 0
         # A packet whose attachments are still coming.
         self.partial: Packet | None = None
