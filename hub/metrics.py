@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 REGISTRY = CollectorRegistry()
 
@@ -45,6 +45,18 @@ class Tally:
         for labels, number in list(self.values.items()):
             family.add_metric(labels, number)
         yield family
+
+
+class Level:
+    """A gauge for the same."""
+
+    def __init__(self, name: str, text: str) -> None:
+        self._name, self._text = f"auralink_hub_{name}", text
+        self.value = 0
+        REGISTRY.register(self)
+
+    def collect(self) -> Iterator[Metric]:
+        yield GaugeMetricFamily(self._name, self._text, value=self.value)
 
 
 class Outcomes:

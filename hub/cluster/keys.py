@@ -13,8 +13,16 @@ from functools import lru_cache
 from typing import NamedTuple
 from uuid import UUID
 
+import msgspec
+
+_encode = msgspec.json.Encoder().encode
 _ENV = re.compile(r"[a-z0-9_-]{1,32}")
 _ROOMS = 20_000
+
+
+def text(value: UUID) -> str:
+    """As `str` has it, in half the time."""
+    return _encode(value)[1:-1].decode()
 
 
 class LogKeys(NamedTuple):
@@ -40,7 +48,7 @@ class Keys:
         return _log(f"{self._prefix}room:{{{call_id}}}")
 
     def user(self, tenant_id: UUID, user_id: str) -> LogKeys:
-        return _log(f"{self._prefix}user:{{{tenant_id}:{user_id}}}")
+        return _log(f"{self._prefix}user:{{{text(tenant_id)}:{user_id}}}")
 
     # Other channels.
 
@@ -79,7 +87,7 @@ class Keys:
         return f"{self._presence}incarnations"
 
     def roster(self, call_id: UUID) -> str:
-        return f"{self._presence}roster:{call_id}"
+        return f"{self._presence}roster:{text(call_id)}"
 
     def sessions(self, tenant_id: UUID) -> str:
         return f"{self._presence}sessions:{tenant_id}"

@@ -19,7 +19,7 @@ import msgspec
 import structlog
 from msgspec import UNSET, UnsetType
 
-from hub.cluster.keys import Keys
+from hub.cluster.keys import Keys, text
 from hub.cluster.nodes import LEASE_MS, Nodes
 from hub.cluster.redis import Door, Script
 from hub.protocol.errors import ClusterUnavailable
@@ -186,7 +186,7 @@ class Presences:
             words: list[str] = []
             for session_id, device in some:
                 how = "gone" if device.gone else "here" if session_id in self._mine else "parting"
-                words += (str(device.user[0]), device.user[1], session_id, how, "1" if device.calls else "0")
+                words += (text(device.user[0]), device.user[1], session_id, how, "1" if device.calls else "0")
             try:
                 lease = [self._keys.lease(incarnation)]
                 if not await self._door.run(_PRESENT, lease, self._keys.presence, incarnation, KEPT_MS, *words):

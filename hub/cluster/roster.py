@@ -18,7 +18,7 @@ import msgspec
 import structlog
 
 from hub.cluster.batch import Batch
-from hub.cluster.keys import Keys
+from hub.cluster.keys import Keys, text
 from hub.cluster.nodes import Nodes, monotonic_s
 from hub.cluster.redis import Door, Script
 from hub.context import RosterEntry
@@ -268,7 +268,7 @@ class Roster:
         words: list[str | bytes] = []
         for what, call_id, session_id, incarnation, participant_id, entry, again in changes:
             keys.append(self._keys.roster(call_id))
-            words += (what, str(call_id), session_id, incarnation, participant_id, entry, again)
+            words += (what, text(call_id), session_id, incarnation, participant_id, entry, again)
         answers: Sequence[bytes] = await self._door.run(_ATTEND, keys, self._keys.presence, *words)
         return answers
 
@@ -285,7 +285,7 @@ def _entering(call_id: UUID, entry: RosterEntry, *, again: bool = False) -> _Cha
         call_id,
         entry.session_id,
         entry.incarnation,
-        str(entry.participant_id),
+        text(entry.participant_id),
         msgspec.json.encode(entry),
         "1" if again else "",
     )

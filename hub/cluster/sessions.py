@@ -8,7 +8,7 @@ from uuid import UUID
 
 import msgspec
 
-from hub.cluster.keys import Keys
+from hub.cluster.keys import Keys, text
 from hub.cluster.nodes import Nodes
 from hub.cluster.redis import Door, Script
 from hub.protocol.errors import ClusterUnavailable
@@ -92,7 +92,7 @@ class Sessions:
             incarnation = self._nodes.incarnation
             words: list[bytes | str] = []
             for session_id, tenant_id in some:
-                words += (str(tenant_id), session_id, self._row(session_id, incarnation))
+                words += (text(tenant_id), session_id, self._row(session_id, incarnation))
             try:
                 held = await self._door.run(
                     _SESSIONS, [self._keys.lease(incarnation)], self._keys.presence, incarnation, *words

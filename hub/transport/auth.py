@@ -27,7 +27,7 @@ from hub.protocol.names import clean_name
 from hub.transport import hs256
 from hub.transport.jwks import KeySet
 
-VERIFIED = metrics.counter("tokens", "Bearer tokens by kind and verdict", "kind", "verdict")
+VERIFIED = metrics.Tally("tokens", "Bearer tokens by kind and verdict", "kind", "verdict")
 
 GUEST_AUDIENCE = "auralink-guest"
 _GUEST_TYPE = "auralink-guest+jwt"
@@ -118,12 +118,12 @@ class Tokens:
                 claims = self._guest_claims(token) if kind == "guest" else await self._user_claims(token, header)
             actor = _guest(claims) if kind == "guest" else self._user(claims)
         except jwt.ExpiredSignatureError:
-            VERIFIED.labels(kind, "expired").inc()
+            VERIFIED.add(1, kind, "expired")
             raise TokenExpired("the token has expired") from None
         except (jwt.PyJWTError, ValueError, TypeError, LookupError, OverflowError, OSError) as error:
             # The last two: an `exp` beyond what a date can say.
             raise _refused(kind, "refused") from error
-        VERIFIED.labels(kind, "ok").inc()
+        VERIFIED.add(1, kind, "ok")
         return actor
 
     def _ordinary_claims(self, token: str, kind: str) -> Mapping[str, Any] | None:
@@ -317,5 +317,5 @@ def _signed(
 
 
 def _refused(kind: str, verdict: str) -> TokenInvalid:
-    VERIFIED.labels(kind, verdict).inc()
+    VERIFIED.add(1, kind, verdict)
     return TokenInvalid(_REFUSAL)

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import hmac
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
 import msgspec
+
+_BLOCK_BYTES = 64
 
 
 class Header(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,7 +45,7 @@ def claims(
         return None
     text = signed.encode()
     for key in keys:
-        if hmac.compare_digest(_encoded(hmac.digest(key, text, "sha256")), signature.encode()):
+        if hmac.compare_digest(_encoded(_mac(key, text)), signature.encode()):
             break
     else:
         return None
@@ -65,6 +68,23 @@ def _good(found: Mapping[str, Any], audience: str, issuer: str | None, now: floa
         and isinstance(found.get("sub"), str)
         and isinstance(found.get("jti", ""), str)
     )
+
+
+def _mac(key: bytes, text: bytes) -> bytes:
+    """`hmac.digest` with SHA-256, in a third of its time: most of that is for the key, again each time."""
+    begun, ended = _pads(key)
+    inner, outer = begun.copy(), ended.copy()
+    inner.update(text)
+    outer.update(inner.digest())
+    return outer.digest()
+
+
+# The current key and the previous, of users and of guests.
+@lru_cache(maxsize=8)
+def _pads(key: bytes) -> tuple[hashlib._Hash, hashlib._Hash]:
+    """RFC 2104: the key, mixed with either constant, as far as it is hashed before any text."""
+    block = (hashlib.sha256(key).digest() if len(key) > _BLOCK_BYTES else key).ljust(_BLOCK_BYTES, b"\0")
+    return hashlib.sha256(bytes(each ^ 0x36 for each in block)), hashlib.sha256(bytes(each ^ 0x5C for each in block))
 
 
 def usable(key: bytes) -> bool:

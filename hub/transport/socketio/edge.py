@@ -59,7 +59,7 @@ from hub.transport.socketio.socket import Socket
 
 log = structlog.get_logger("hub.edge")
 
-SESSIONS = metrics.gauge("sessions", "Authenticated sockets")
+SESSIONS = metrics.Level("sessions", "Authenticated sockets")
 
 # Sockets sent away per second of a drain, before the deadline forces more: a reconnect costs the others something.
 _DRAIN_PER_S = 500
@@ -126,6 +126,10 @@ class Edge:
         self._heartbeat = Heartbeat(self.options.ping_ticks, self.options.pong_ticks)
         self._features = list(self.options.features)
         self._published = self.options.published()
+        self._opens = self._opening(self.options)
+        # The id of a connection opens nothing, since there is no other transport to take it up with: it need not be
+        # hard to guess.
+        self._prefix, self._number = secrets.token_urlsafe(9), 0
         self._server = ServerView(self.options.version, hub.node_id, self.options.region)
         self._sessions: dict[str, Session] = {}
         self._chores = Chores()
@@ -313,7 +317,7 @@ class Edge:
                 raise errors.BadRequest("not a WebSocket handshake")
             address = self._admit(asked)
         except HubError as refusal:
-            CONNECTS.labels(refusal.code).inc()
+            CONNECTS.add(1, refusal.code)
             return _refused(refusal)
         return await self._take_over(request, asked, address)
 
@@ -343,24 +347,26 @@ class Edge:
 
     def _opened(self, request: Request, transport: asyncio.Transport, address: str) -> Socket:
         codec = handshake.codec_of(request, self._packets.json, self._packets.msgpack)
-        socket = Socket(secrets.token_urlsafe(15), transport, codec, address, self.options, self)
+        self._number += 1
+        socket = Socket(f"{self._prefix}{self._number:x}", transport, codec, address, self.options, self)
         self.server.eio.add(socket)
         self._heartbeat.add(socket)
         self._begin()
         socket.within(self.options.auth_s, frames.POLICY)
-        transport.write(handshake.switching(request) + self._opening(socket))
+        opening = frames.text(b'0{"sid":"%b"%b' % (socket.sid.encode(), self._opens))
+        transport.write(handshake.switching(request) + opening)
         return socket
 
-    def _opening(self, socket: Socket) -> bytes:
-        options = self.options
+    @staticmethod
+    def _opening(options: EdgeOptions) -> bytes:
+        """Engine.IO's first packet, behind the id of the connection."""
         opening = {
-            "sid": socket.sid,
             "upgrades": [],
             "pingInterval": int(options.ping_ticks * options.tick_s * 1000),
             "pingTimeout": int(options.pong_ticks * options.tick_s * 1000),
             "maxPayload": options.event_bytes,
         }
-        return frames.text(b"0" + msgspec.json.encode(opening))
+        return b",%b" % msgspec.json.encode(opening)[1:]
 
     # What sockets call
 
@@ -412,7 +418,7 @@ class Edge:
             return
         self.server.manager.drop(socket.sid)
         session.forget_expiry()
-        SESSIONS.dec()
+        SESSIONS.value -= 1
         del self._sessions[session.id]
         if self._register_of_all is not None:
             self._register_of_all.closed(session)
@@ -509,15 +515,15 @@ class Edge:
             self._audience.add(session)
         if self._register_of_all is not None:
             self._register_of_all.opened(session)
-        SESSIONS.inc()
-        CONNECTS.labels("ok").inc()
+        SESSIONS.value += 1
+        CONNECTS.add(1, "ok")
         session.watch_expiry()
-        sid = self.server.manager.connect(socket.sid, session.namespace)
+        self.server.manager.connect(socket.sid, session.namespace, session.id)
         codec = socket.codec
         recovered = missed is not None if since is not None else UNSET
         ready = codec.event(SessionReady.name, self._ready(session, recovered))
         late = [codec.event_json(one.event, one.data) for one in missed or ()]
-        socket.write(codec.connect(sid) + ready + b"".join(late), 2 + len(late))
+        socket.write(codec.connect(session.id) + ready + b"".join(late), 2 + len(late))
         log.info("session_started", session_id=session.id, user_id=session.actor.user_id, client=session.client)
 
     def _ready(self, session: Session, recovered: bool | UnsetType) -> SessionReady:

@@ -15,7 +15,7 @@ from hub import metrics
 from hub.transport.socketio import frames
 from hub.transport.socketio.socket import Socket
 
-SOCKETS = metrics.gauge("sockets", "Open sockets")
+SOCKETS = metrics.Level("sockets", "Open sockets")
 
 # So many are given up in one turn of the loop.
 _AT_ONCE = 100
@@ -65,11 +65,11 @@ class Engine(engineio.AsyncServer):  # type: ignore[misc]
 
     def add(self, socket: Socket) -> None:
         self.sockets[socket.sid] = socket
-        SOCKETS.inc()
+        SOCKETS.value += 1
 
     def remove(self, socket: Socket) -> None:
         if self.sockets.pop(socket.sid, None) is not None:
-            SOCKETS.dec()
+            SOCKETS.value -= 1
 
     def _get_socket(self, sid: str) -> Socket:
         # Not the parent's: it wants a `closed` of sockets that close over several turns. Ours leave the table at once.

@@ -28,7 +28,7 @@ from hub.transport.socketio.socket import Socket
 
 log = structlog.get_logger("hub.edge")
 
-CONNECTS = metrics.counter("connects", "Connection attempts by outcome: ok, or the code of the refusal", "outcome")
+CONNECTS = metrics.Tally("connects", "Connection attempts by outcome: ok, or the code of the refusal", "outcome")
 CLOSED = metrics.counter("sockets_closed", "Sockets closed by the server, by reason", "reason")
 
 
@@ -167,7 +167,7 @@ class Packets:
                 return
             self._admission.enter((actor.tenant_id, actor.user_id))
         except HubError as refusal:
-            CONNECTS.labels(refusal.code).inc()
+            CONNECTS.add(1, refusal.code)
             data = {"code": refusal.code, "retryable": refusal.retryable}
             if refusal.retry_after_ms is not None:
                 data["retry_after_ms"] = refusal.retry_after_ms

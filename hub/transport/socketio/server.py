@@ -26,12 +26,10 @@ class Manager(socketio.AsyncManager):  # type: ignore[misc]
         self._connections: dict[str, dict[str, str]] = {}
         self._clients: dict[str, dict[str, str]] = {}
 
-    def connect(self, sid: str, namespace: str) -> str:
-        """`sid` is the connection's, what is returned is the client's."""
-        client: str = self.server.eio.generate_id()
+    def connect(self, sid: str, namespace: str, client: str) -> None:
+        """`sid` is the connection's id, `client` the client's."""
         self._connections.setdefault(namespace, {})[client] = sid
         self._clients.setdefault(namespace, {})[sid] = client
-        return client
 
     def drop(self, eio_sid: str) -> None:
         for namespace, clients in self._clients.items():
