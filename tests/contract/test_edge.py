@@ -503,7 +503,10 @@ async def test_mass_disconnect_costs_by_the_client_not_by_all_rooms() -> None:
 
     server = Server()
     ours = server.manager
-    clients = [ours.connect(f"eio{number}", "/") for number in range(5000)]
+    clients = [f"client{number}" for number in range(5000)]
+    for number, client in enumerate(clients):
+        ours.connect(f"eio{number}", "/", client)
+    assert all(ours.is_connected(client, "/") for client in clients)
     loop = asyncio.get_running_loop()
     started = loop.time()
     for number in range(5000):
