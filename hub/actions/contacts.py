@@ -135,6 +135,8 @@ async def update(ctx: Context, message: UpdateContact) -> ContactLeft:
     news: News = []
     async with ctx.transaction() as tx:
         mine = await _held(tx, message.contact_id)
+        if ctx.if_match is not None and view(mine, None).etag not in map(str.strip, ctx.if_match.split(",")):
+            raise errors.PreconditionFailed()
         kept: Contact | None = await contacts.change(
             tx,
             mine.id,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import datetime
 from typing import Annotated, ClassVar, Literal
 from uuid import UUID
@@ -37,6 +38,12 @@ class ContactView(msgspec.Struct, frozen=True, kw_only=True):
     notes: str | None
     created_at: datetime
     updated_at: datetime
+
+    @property
+    def etag(self) -> str:
+        """The strong tag of what its owner can change."""
+        parts = (self.contact_id, self.status, self.display_name, self.favorite, self.notes)
+        return f'"{hashlib.sha256(msgspec.json.encode(parts)).hexdigest()[:32]}"'
 
 
 class AddContact(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -75,11 +82,19 @@ class ListContacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 class ContactAnswer(msgspec.Struct, frozen=True):
     contact: ContactView
 
+    @property
+    def etag(self) -> str:
+        return self.contact.etag
+
 
 class ContactLeft(msgspec.Struct, frozen=True):
     """`contact` null: nothing is left between you."""
 
     contact: ContactView | None
+
+    @property
+    def etag(self) -> str | None:
+        return self.contact.etag if self.contact else None
 
 
 class ContactPage(msgspec.Struct, frozen=True):
@@ -88,7 +103,10 @@ class ContactPage(msgspec.Struct, frozen=True):
 
 
 class ContactChanged(Event, frozen=True):
-    """A contact of yours is new or different: by you on another device, or because they asked or agreed."""
+    """A contact of yours is new or different: by you on another device, or because they asked or agreed.
+
+    Whoever became `accepted` can be watched from now on (`presence:watch`).
+    """
 
     name: ClassVar[str] = "contact:changed"
 

@@ -7,8 +7,10 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
+import pytest
 
 from hub.protocol.contacts import ContactView
+from hub.protocol.errors import PreconditionFailed
 from tests.actions.conftest import OTHER_TENANT, TENANT, Node, Person, Socket, eventually
 
 
@@ -90,6 +92,10 @@ async def test_what_is_kept_of_a_contact_can_be_changed_and_taken_away(hub: Node
     made = (await ann.do("contact:add", user_id="ben", notes="x", display_name="Ben")).contact
     changed = (await ann.do("contact:update", contact_id=made.contact_id, favorite=True, notes=None)).contact
     assert (changed.favorite, changed.notes, changed.display_name, changed.status) == (True, None, "Ben", "pending")
+    said = {"contact_id": changed.contact_id, "notes": "met again"}
+    with pytest.raises(PreconditionFailed):
+        await hub.do(ann.actor, "contact:update", said, if_match=made.etag)
+    assert (await hub.do(ann.actor, "contact:update", said, if_match=changed.etag)).contact.notes == "met again"
     await ann.do("contact:add", user_id="cid")
     assert await listed(ann, favorite=True) == [("ben", "pending")]
     assert await listed(ann, favorite=False) == [("cid", "pending")]
