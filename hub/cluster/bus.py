@@ -190,6 +190,12 @@ class Bus:
             for at, envelope in log
         ]
 
+    def position_of_room(self, call_id: UUID) -> Position | None:
+        """Up to where this node has heard, and delivered, the room; None before it hears it."""
+        stream = self._hearing.stream(self._keys.room(call_id))
+        order = stream.order if stream is not None else None
+        return Position(order.epoch, order.last) if order is not None else None
+
     def position_of_user(self, tenant_id: UUID, user_id: str) -> Position | None:
         """Up to where this node has heard what is meant for a user; None before it hears them."""
         stream = self._hearing.stream(self._keys.user(tenant_id, user_id))

@@ -272,6 +272,9 @@ class FakeBus:
             self.edge.deliver_user(tenant_id, user_id, name, log[-1].data)
         return Position(self.epoch, len(log))
 
+    def position_of_room(self, call_id: UUID) -> Position | None:
+        return None
+
     def position_of_user(self, tenant_id: UUID, user_id: str) -> Position | None:
         user = (tenant_id, user_id)
         return Position(self.epoch, len(self.direct.get(user, ()))) if user in self.users else None

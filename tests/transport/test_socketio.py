@@ -578,6 +578,29 @@ async def test_seen_by_somebody_already_in_the_room_drops_what_comes_late(edge: 
     assert [data[-3:] for data in session.socket.heard] == [b"3}]"]
 
 
+async def test_who_came_after_the_last_recorded_event_is_a_member_like_all_others(edge: Node) -> None:
+    """Also where from then on nothing is recorded; but not before what was heard until then has been written."""
+    from hub.transport.socketio.fanout import Rooms
+
+    heard = Position("e", 4)
+    rooms, call_id, session = Rooms(lambda _: heard), uuid4(), _FakeSession(edge, 1)
+    for position, passed in ((Position("e", 5), False), (Position("f", 1), False), (Position("e", 4), True)):
+        rooms.enter(call_id, session)  # type: ignore[arg-type]
+        rooms.seen(call_id, session, position)  # type: ignore[arg-type]
+        rooms.release(call_id, session)  # type: ignore[arg-type]
+        assert bool(rooms._rooms[call_id].members) is passed
+        rooms.exit(call_id, session)  # type: ignore[arg-type]
+    rooms.enter(call_id, session)  # type: ignore[arg-type]
+    rooms.seen(call_id, session, heard)  # type: ignore[arg-type]
+    rooms.deliver(call_id, 4, "e", "test:posted", b'{"n":4}')
+    rooms.release(call_id, session)  # type: ignore[arg-type]
+    assert not rooms._rooms[call_id].members
+    rooms.deliver(call_id, None, "e", "test:typed", b'{"n":0}')
+    await asyncio.sleep(0.01)
+    assert rooms._rooms[call_id].members
+    assert [data.count(b"test:") for data in session.socket.heard] == [1] and b"typed" in session.socket.heard[0]
+
+
 async def _say_packed(client: Raw, packet: object) -> None:
     await client.websocket.send_bytes(msgpack.packb(packet))
 

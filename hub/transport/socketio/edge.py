@@ -86,6 +86,7 @@ class Missed(Protocol):
 class Subscriptions(RoomSubscriptions, UserSubscriptions, Protocol):
     """The bus, as a node that has sockets uses it."""
 
+    def position_of_room(self, call_id: UUID) -> Position | None: ...
     def position_of_user(self, tenant_id: UUID, user_id: str) -> Position | None: ...
     async def missed_by_user(self, tenant_id: UUID, user_id: str, since: Position) -> Sequence[Missed] | None: ...
 
@@ -117,7 +118,7 @@ class Edge:
         self.draining = False
         # The node sends its sockets away and lives on: its lease would hold what they leave behind.
         self._staying = False
-        self.rooms = Rooms()
+        self.rooms = Rooms(subscriptions.position_of_room)
         self.server = Server()
         self._hub = hub
         self._register_of_all = register

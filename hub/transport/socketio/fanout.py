@@ -93,6 +93,11 @@ class _Guard:
             or (last is not None and (last.epoch != floor.epoch or last.offset >= floor.offset))
         )
 
+    def reached(self, heard: Position | None) -> bool:
+        """The same of a room where nothing recorded has been said since."""
+        floor = self.floor
+        return heard is not None and floor is not None and heard.epoch == floor.epoch and heard.offset >= floor.offset
+
 
 class _Work(msgspec.Struct):
     """One joined buffer on its way to the members that share a serializer."""
@@ -105,9 +110,10 @@ class _Work(msgspec.Struct):
 
 
 class _Room:
-    __slots__ = ("due", "guards", "last", "members", "pending", "then", "work")
+    __slots__ = ("call_id", "due", "guards", "last", "members", "pending", "then", "work")
 
-    def __init__(self) -> None:
+    def __init__(self, call_id: UUID) -> None:
+        self.call_id = call_id
         self.members: dict[Codec, dict[Socket, None]] = {}
         self.guards: dict[Session, _Guard] = {}
         self.pending: list[Frame] = []
@@ -121,7 +127,9 @@ class _Room:
 class Rooms:
     """Who hears what on this node. Nothing here awaits."""
 
-    def __init__(self) -> None:
+    def __init__(self, heard: Callable[[UUID], Position | None] = lambda call_id: None) -> None:
+        """`heard`: up to where everything recorded in a room has been delivered, as far as that is known."""
+        self._heard = heard
         self._rooms: dict[UUID, _Room] = {}
         self._due: deque[_Room] = deque()
         # Those that have had their turn and still have events.
@@ -154,7 +162,7 @@ class Rooms:
         """From now on events of the room are held for `session`, until `release`."""
         room = self._rooms.get(call_id)
         if room is None:
-            room = self._rooms[call_id] = _Room()
+            room = self._rooms[call_id] = _Room(call_id)
             ROOMS.inc()
         self._demote(room, session)
         room.guards[session] = _Guard()
@@ -342,9 +350,9 @@ class Rooms:
             del room.members[session.socket.codec]
         return True
 
-    @staticmethod
-    def _promote(room: _Room, session: Session, guard: _Guard) -> None:
+    def _promote(self, room: _Room, session: Session, guard: _Guard) -> None:
         """A session that needs no filter any more is a member like all others."""
-        if guard.passed(room.last) and session in room.guards and session.socket.open:
+        passed = guard.passed(room.last) or (not room.pending and guard.reached(self._heard(room.call_id)))
+        if passed and session in room.guards and session.socket.open:
             del room.guards[session]
             room.members.setdefault(session.socket.codec, {})[session.socket] = None
