@@ -24,7 +24,9 @@ PER_ADDRESS: Final = (10, 300.0)
 PER_CODE: Final = (30, 60.0)
 # What is under way is not counted yet: so few at a time from one address, the others wait.
 _AT_ONCE: Final = 8
-# As many as have their turn within seconds; a password takes much longer than a code.
+# As many as have their turn within seconds; a password takes much longer than a code. And no longer than that, on a
+# machine that is busy.
+_PATIENCE_S: Final = 3.0
 _WAITING: Final = {True: 40, False: 400}
 
 
@@ -50,7 +52,7 @@ async def turn(ctx: Context, code: str, *, password: bool) -> AsyncIterator[None
         raise errors.RateLimited("too many at once from this address", retry_after_ms=1000)
     gate.here += 1
     try:
-        async with gate.turns:
+        async with _turn_of(gate):
             _allowed(await ctx.hub.limits.look(_address(ctx), *PER_ADDRESS))
             if password:
                 # Counted before it is checked, or many at once would count as none; a right one is given back.
@@ -58,6 +60,19 @@ async def turn(ctx: Context, code: str, *, password: bool) -> AsyncIterator[None
             yield
     finally:
         gate.here -= 1
+
+
+@asynccontextmanager
+async def _turn_of(gate: _Gate) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            await gate.turns.acquire()
+    except TimeoutError:
+        raise errors.RateLimited("too many at once from this address", retry_after_ms=1000) from None
+    try:
+        yield
+    finally:
+        gate.turns.release()
 
 
 def few(ctx: Context) -> asyncio.Semaphore:

@@ -403,11 +403,13 @@ async def test_the_last_use_is_given_once(hub: Node, second: Node) -> None:
     link = await a_link(hub, max_uses=10)
 
     async def one(number: int) -> str:
-        return (
-            await (hub, second)[number % 2]
-            .passerby(f"192.0.2.{number % 50}")
-            .refused("link:validate", short_code=link.short_code)
-        )
+        person = (hub, second)[number % 2].passerby(f"192.0.2.{number % 50}")
+        # A machine on which the database takes seconds says so, and is asked again.
+        for _ in range(10):
+            outcome = await person.refused("link:validate", short_code=link.short_code)
+            if outcome not in ("database_unavailable", "timeout"):
+                break
+        return outcome
 
     outcomes = await asyncio.gather(*(one(number) for number in range(200)))
     assert {outcome: outcomes.count(outcome) for outcome in set(outcomes)} == {"ok": 10, "link_exhausted": 190}

