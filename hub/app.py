@@ -344,7 +344,7 @@ async def _serving(
     join.setup(public, dispatcher, node, proxies=settings.trusted_proxies)
     forms.setup(public, dispatcher, node, node.pours)
     webhook.setup(public, verify=node.media.verify_webhook, db=node.db, wake=inbox.wake.set)
-    blobs.setup(public, store=node.store, signer=node.signer, path=STORAGE_PATH)
+    blobs.setup(public, store=node.store, pours=node.pours, signer=node.signer, path=STORAGE_PATH)
     health.setup(public, checks)
     docs.setup(public, documents.openapi, documents.asyncapi)
     edge.attach(public)

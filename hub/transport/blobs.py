@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from typing import Final
 
 from aiohttp import hdrs, web
@@ -17,19 +17,19 @@ from aiohttp.web_protocol import RequestPayloadError
 
 from hub.protocol import errors
 from storage.errors import ObjectMissing, RangeInvalid, SignatureInvalid, StorageError
-from storage.receiving import receive
+from storage.pour import Pours
 from storage.signing import Granted, Method, UrlSigner
 from storage.store import Store
 
 # A client that takes or sends nothing for so long is gone.
 STALLED_S: Final = 20.0
-# Each has a piece of 256 KiB in hand, or two parts of 5 MiB.
+# Each has a piece of 256 KiB in hand, or two parts of 5 MiB on this machine's disk.
 MOST_DOWNLOADS: Final = 200
-MOST_UPLOADS: Final = 8
+MOST_UPLOADS: Final = 64
 POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; sandbox; frame-ancestors 'none'"
 
 
-def setup(app: web.Application, *, store: Store, signer: UrlSigner, path: str) -> None:
+def setup(app: web.Application, *, store: Store, pours: Pours, signer: UrlSigner, path: str) -> None:
     """Add GET, HEAD and PUT of `path`/{key}."""
     downloads, uploads = _Places(MOST_DOWNLOADS), _Places(MOST_UPLOADS)
 
@@ -49,8 +49,7 @@ def setup(app: web.Application, *, store: Store, signer: UrlSigner, path: str) -
         if hdrs.CONTENT_ENCODING in request.headers:
             raise errors.UnsupportedMediaType("no Content-Encoding")
         with uploads.taken(), _translated():
-            most, kind = granted.size_bytes, granted.content_type
-            await receive(store, granted.key, _body(request), most_bytes=most, content_type=kind)
+            await _keep(store, pours, granted, _body(request))
         return web.Response(status=200)
 
     route = path + "/{key:.+}"
@@ -100,6 +99,33 @@ async def _send(request: web.Request, store: Store, granted: Granted) -> web.Str
             raise ConnectionResetError("the download broke off") from None
     await response.write_eof()
     return response
+
+
+async def _keep(store: Store, pours: Pours, granted: Granted, body: AsyncIterator[bytes]) -> None:
+    """All of `body`, or nothing: also of one that breaks off."""
+    begun: list[str] = []
+
+    async def note(upload_id: str) -> None:
+        begun.append(upload_id)
+
+    try:
+        poured = await pours.pour(granted.key, body, content_type=granted.content_type, begun=note, received=_unheard)
+        if poured.parts:
+            await store.complete(granted.key, begun[0], poured.parts)
+    except BaseException:
+        if begun:
+            await asyncio.shield(_abort(store, granted.key, begun[0]))
+        raise
+
+
+async def _unheard(_size_bytes: int) -> None:
+    """Nobody follows how far it is."""
+
+
+async def _abort(store: Store, key: str, upload_id: str) -> None:
+    # Where the store is away, the sweep of abandoned uploads comes by.
+    with suppress(StorageError):
+        await store.abort(key, upload_id)
 
 
 async def _write(response: web.StreamResponse, piece: bytes) -> None:

@@ -22,6 +22,7 @@ from hub.transport import blobs, middleware
 from storage import keys
 from storage.errors import ObjectMissing
 from storage.local import LocalStore
+from storage.pour import Pours
 from storage.signing import UrlSigner
 from storage.store import Signed
 
@@ -56,9 +57,11 @@ async def door(tmp_path: Path) -> AsyncIterator[Door]:
     app = web.Application()
     middleware.setup(app, origins=frozenset({"https://app.example"}), https=False)
     async with LocalStore(tmp_path, signer) as store, aiohttp.ClientSession() as http:
-        blobs.setup(app, store=store, signer=signer, path=PATH)
+        pours = Pours(store, directory=str(tmp_path))
+        blobs.setup(app, store=store, pours=pours, signer=signer, path=PATH)
         async with TestServer(app, port=port):
             yield Door(store, http)
+        pours.close()
 
 
 async def test_a_signed_url_gives_the_bytes_safely(door: Door) -> None:
