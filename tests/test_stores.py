@@ -46,7 +46,8 @@ async def test_a_directory_is_named_by_a_file_url(tmp_path: Path) -> None:
 
 
 async def test_a_bucket_is_on_aws_unless_an_endpoint_is_named() -> None:
-    """S-153, S-155: the endpoint and the bucket of the environment are what is used."""
+    """S-153, S-155: the endpoint and the bucket of the environment are what is used. S-169: nobody is asked for a URL;
+    nothing answers under these names."""
     aws = urlsplit(await signed(AURALINK_STORAGE="s3://files", AWS_REGION="eu-central-1", **PAIR))
     assert (aws.scheme, aws.netloc, aws.path) == ("https", "files.s3.eu-central-1.amazonaws.com", f"/{KEY}")
     assert "eu-central-1" in parse_qs(aws.query)["X-Amz-Credential"][0]

@@ -9,6 +9,7 @@ from typing import Self
 
 import aiohttp
 from aiohttp import web
+from multidict import CIMultiDictProxy
 from yarl import URL
 
 _HOP = {"connection", "transfer-encoding", "keep-alive", "content-length"}
@@ -27,6 +28,8 @@ class StoreProxy:
         self.cut_uploads = 0
         self.cut_downloads = 0
         self.requests = 0
+        # (method, headers) of what came.
+        self.seen: list[tuple[str, CIMultiDictProxy[str]]] = []
         self.refused = 0
         self.endpoint = ""
 
@@ -49,6 +52,7 @@ class StoreProxy:
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
         self.requests += 1
+        self.seen.append((request.method, request.headers))
         if self._random.random() < self.busy:
             self.refused += 1
             await request.read()

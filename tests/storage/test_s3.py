@@ -15,12 +15,17 @@ from uuid import uuid4
 
 import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from yarl import URL
 
 from hub.embedded import free_port
+from hub.transport import blobs, middleware
 from storage import keys
 from storage.errors import ObjectMissing, StorageRefused, StorageUnavailable
+from storage.pour import Pours
 from storage.s3 import S3Store
+from storage.signing import UrlSigner
 from storage.store import PART_BYTES, Signed
 from tests.fakes.proxy import Proxy
 from tests.fakes.store_proxy import StoreProxy
@@ -150,6 +155,41 @@ async def test_what_is_configured_wrong_is_refused_by_name(seaweedfs_server: S3S
     async with by(seaweedfs_server, f"http://127.0.0.1:{free_port()}", timeout_s=1.0) as store:
         with pytest.raises(StorageUnavailable):
             await store.ping()
+
+
+async def test_encryption_at_rest_is_asked_for(seaweedfs_server: S3Server, proxy: StoreProxy) -> None:
+    """S-183: the header is sent with whatever makes an object, where it is set."""
+    async with by(seaweedfs_server, proxy.endpoint, encryption="AES256") as store:
+        key = some_key()
+        for make in (store.put(key, b"secret"), store.begin(key), store.copy(key, some_key())):
+            with contextlib.suppress(StorageRefused):
+                await make
+    made = [headers for method, headers in proxy.seen if method in ("PUT", "POST")]
+    assert len(made) >= 3
+    assert {headers.get("x-amz-server-side-encryption") for headers in made} == {"AES256"}
+
+
+async def test_a_store_that_clients_cannot_reach_is_had_through_the_hub(seaweedfs_server: S3Server) -> None:
+    """S-048, S-136: the hub's own URLs over an S3 store, with Range; and bytes put to them end in the bucket."""
+    port = free_port()
+    signer = UrlSigner(f"http://127.0.0.1:{port}/storage", b"secret")
+    app = web.Application()
+    middleware.setup(app, origins=frozenset(), https=False)
+    data = os.urandom(PART_BYTES + 1000)
+    async with S3Store(seaweedfs_server.options(), signer=signer) as store:
+        pours = Pours(store)
+        blobs.setup(app, store=store, pours=pours, signer=signer, path="/storage")
+        async with TestServer(app, port=port):
+            key = some_key()
+            put = await store.sign_put(key, ttl_s=60, content_type="image/png", size_bytes=len(data))
+            assert (await fetch(put.url, "PUT", data=data, headers=dict(put.headers)))[0] == 200
+            got = await store.sign_get(key, ttl_s=60, content_type="image/png", disposition="attachment")
+            assert got.url.startswith(f"http://127.0.0.1:{port}/storage/")
+            status, whole, _ = await fetch(got.url)
+            assert (status, whole) == (200, data)
+            status, part, _ = await fetch(got.url, headers={"Range": f"bytes={PART_BYTES - 5}-{PART_BYTES + 4}"})
+            assert (status, part) == (206, data[PART_BYTES - 5 : PART_BYTES + 5])
+        pours.close()
 
 
 async def test_the_calls_are_seen(seaweedfs_server: S3Server) -> None:
