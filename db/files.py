@@ -200,6 +200,18 @@ async def rescan(tx: Transaction, file_id: UUID, now: datetime) -> File | None:
     return File(*row) if row else None
 
 
+PREVIEWING = """
+UPDATE files SET preview_storage_key = $2
+WHERE id = $1 AND preview_status = 'pending' AND scan_status IN ('clean', 'skipped')
+RETURNING true
+"""
+
+
+async def previewing(tx: Transaction, file_id: UUID, key: str) -> bool:
+    """There will be a preview under that key, which goes with the file from now on. False: nobody waits for it."""
+    return await tx.fetchval(PREVIEWING, file_id, key) is not None
+
+
 PREVIEWED = f"""
 UPDATE files SET preview_status = $2, preview_storage_key = $3
 WHERE id = $1 AND preview_status = 'pending' AND scan_status IN ('clean', 'skipped')

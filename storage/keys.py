@@ -37,6 +37,11 @@ def preview(tenant_id: UUID, call_id: UUID, file_id: UUID) -> str:
     return f"{tenant_id}/{call_id}/{file_id}.preview"
 
 
+def infected(tenant_id: UUID, call_id: UUID, file_id: UUID) -> str:
+    """Where the bytes of an infected file are kept: under a key that no URL was ever signed for."""
+    return f"{tenant_id}/{call_id}/{file_id}.infected"
+
+
 def of_call(tenant_id: UUID, call_id: UUID) -> str:
     """What all keys of a call begin with."""
     return f"{tenant_id}/{call_id}/"

@@ -36,7 +36,7 @@ class Room:
 async def shared(hub: Node, **fields: Any) -> Room:
     ann, bob, cat = (hub.person(name) for name in ("ann", "bob", "cat"))
     call_id = await ann.room(**fields)
-    sockets = [person.socket() for person in (ann, bob, cat)]
+    sockets = [await person.listening() for person in (ann, bob, cat)]
     _, bobs, _ = [await socket.join(call_id) for socket in sockets]
     for socket in sockets:
         socket.heard.clear()

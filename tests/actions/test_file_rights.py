@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -137,6 +138,18 @@ async def test_a_link_without_files_takes_them_away(hub: Node) -> None:
     await hub.rows("UPDATE call_participants SET via_link_id = $1 WHERE user_id = 'cat'", link)
     assert await room.cat.refused("file:download", file_id=file.file_id) == "forbidden"
     assert await room.cat.refused("file:presign", call_id=room.call_id, name="a", size_bytes=1) == "forbidden"
+
+
+def test_the_table_in_the_docs_is_the_one_in_the_code() -> None:
+    """S-057: documented, row by row."""
+    text = (Path(__file__).parents[2] / "docs" / "files.md").read_text()
+    rows = [
+        "| " + " | ".join((role, level, *(row[action] for action in FILE_ACTIONS))) + " |"
+        for role, levels in file_matrix().items()
+        for level, row in levels.items()
+    ]
+    shown = [line for line in text.splitlines() if line.count("|") == 7 and "---" not in line]
+    assert shown == ["| who | level | upload | see | download | delete |", *rows]
 
 
 def test_the_table_is_whole_and_toggles_only_take_away() -> None:

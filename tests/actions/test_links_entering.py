@@ -392,7 +392,7 @@ async def second(hub: Node, valkey: Valkey, env_name: str) -> AsyncIterator[Node
         cluster = await stack.enter_async_context(
             Cluster.open(valkey.url, env=env_name, secret=b"a secret of the tests, long enough to be one", node_id="b")
         )
-        node = Node(hub.db, cluster, hub.media, hub.livekit, hub.admin_dsn)
+        node = Node(hub.db, cluster, hub.media, hub.livekit, hub.store, hub.pours, hub.admin_dsn)
         stack.callback(node.passwords.close)
         cluster.bus.listen(node)
         yield node
