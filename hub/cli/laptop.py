@@ -56,7 +56,7 @@ def _run(own: Mapping[str, str], directory: Path, stack: ExitStack) -> int:
     kept = _secrets(directory / "secrets.json")
     wanted: dict[str, str] = {
         "AURALINK_JWT_SECRET": kept.jwt,
-        "AURALINK_STORAGE": f"file://{directory / 'files'}",
+        "AURALINK_STORAGE": (directory / "files").as_uri(),
         "AURALINK_LOG_FORMAT": "console",
         "AURALINK_LOG_LEVEL": "warning",
         **_addresses(own),
