@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from typing import Final
-from uuid import UUID, uuid5
+from uuid import UUID, uuid4, uuid5
 
 import msgspec
 import structlog
 
-from db import bans, calls, links, participants
+from db import audit, bans, calls, links, participants
 from db.calls import Call
 from db.links import Found, Link
 from db.pool import Transaction
@@ -54,6 +54,8 @@ class Entry(msgspec.Struct, frozen=True):
     link: Link
     call: Call
     role: Role
+    # Of the guest.
+    user_id: str
 
     @property
     def lobby(self) -> bool:
@@ -189,9 +191,11 @@ async def _use(ctx: Context, found: Found, link: Link) -> Entry | None:
         used = await links.use(tx, link.id, link.version)
         if used is not None:
             await links_visits.validated(ctx, tx, link.id)
+            entry = Entry(found, used, call, role, _guest_id(ctx.actor, found, call))
+            await _note(ctx, tx, entry)
             # Whoever hangs up now has had their use all the same.
             ctx.decided = True
-            return Entry(found, used, call, role)
+            return entry
         now = await links.get(tx, link.id)
     if now is None:
         raise errors.LinkExpired(_DEAD)
@@ -219,7 +223,7 @@ def _issue(ctx: Context, entry: Entry, display_name: str | None) -> tuple[Issued
     )
     name = display_name or ctx.actor.display_name or "Guest"
     issued = ctx.hub.tokens.issue_guest(
-        tenant=entry.found.tenant_id, guest=given, display_name=name, user_id=_guest_id(ctx.actor, entry)
+        tenant=entry.found.tenant_id, guest=given, display_name=name, user_id=entry.user_id
     )
     return issued, Actor(
         tenant_id=entry.found.tenant_id,
@@ -231,12 +235,25 @@ def _issue(ctx: Context, entry: Entry, display_name: str | None) -> tuple[Issued
     )
 
 
-def _guest_id(actor: Actor, entry: Entry) -> str | None:
-    """Whom we know stays who they are. None: somebody new."""
-    if actor.guest is not None:
-        same = (actor.tenant_id, actor.guest.call_id) == (entry.found.tenant_id, entry.call.id)
-        return actor.user_id if same else None
-    return None if actor.nobody else f"guest:{uuid5(_GUESTS, f'{actor.tenant_id}:{actor.user_id}')}"
+def _guest_id(actor: Actor, found: Found, call: Call) -> str:
+    """Whom we know stays who they are; everybody else is somebody new."""
+    if actor.guest is not None and (actor.tenant_id, actor.guest.call_id) == (found.tenant_id, call.id):
+        return actor.user_id
+    if actor.guest is not None or actor.nobody:
+        return f"guest:{uuid4()}"
+    return f"guest:{uuid5(_GUESTS, f'{actor.tenant_id}:{actor.user_id}')}"
+
+
+async def _note(ctx: Context, tx: Transaction, entry: Entry) -> None:
+    signed_in = {} if ctx.actor.nobody else {"user_id": ctx.actor.user_id}
+    await audit.add(
+        tx,
+        actor=entry.user_id,
+        action="link:validate",
+        target_type="link",
+        target_id=str(entry.link.id),
+        details={"call_id": str(entry.call.id), "role": entry.role, **signed_in},
+    )
 
 
 async def _seat(ctx: Context, guest: Actor, call_id: UUID) -> RoomToken | None:

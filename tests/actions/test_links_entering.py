@@ -76,6 +76,8 @@ async def test_a_public_link_lets_anybody_in(hub: Node) -> None:
     assert (joined.self.display_name, joined.self.role) == ("Zoe", "participant")
     assert (await guest.do("room:token", call_id=passed.call.call_id)).participant_id == joined.self.participant_id
     assert await hub.value("SELECT via_link_id FROM call_participants") == link.link_id
+    noted = await hub.rows("SELECT actor, target_id FROM audit_log WHERE action = 'link:validate'")
+    assert [tuple(row) for row in noted] == [(guest.id, str(link.link_id))]
     assert await guest.refused("room:get", call_id=await hub.person("ann").room()) == "not_found"
 
 
@@ -192,7 +194,8 @@ async def test_what_a_link_takes_away_is_taken_away_everywhere(hub: Node) -> Non
     await socket.join(call_id)
     share = await socket.ack("media:set", call_id=call_id, microphone=True, camera=False, screen_share=True)
     data = await socket.ack("data:send", call_id=call_id, topic="lk.chat", data="hello")
-    assert [ack.error and ack.error.code for ack in (share, data)] == ["forbidden"] * 2
+    chat = await socket.ack("chat:post", call_id=call_id, text="hello")
+    assert [ack.error and ack.error.code for ack in (share, data, chat)] == ["forbidden"] * 3
 
 
 async def test_a_change_binds_those_who_are_in_at_once(hub: Node) -> None:

@@ -374,3 +374,16 @@ async def test_leave_yourself_instead_of_kicking(hub: Node) -> None:
     me = (await ann.join(call_id)).self
     with pytest.raises(Conflict):
         await ann.do("participant:kick", call_id=call_id, participant_id=me.participant_id)
+
+
+async def test_without_chat_there_is_no_data_in_the_sfu(hub: Node) -> None:
+    """S-075: its clients chat by data, so who is in loses that with the room's chat, and gets it back."""
+    ann = hub.person("ann")
+    call_id = await ann.room()
+    token = await ann.do("room:token", call_id=call_id)
+    await ann.socket().join(call_id)
+    await hub.connects(call_id, token.identity, token=token.token)
+    person = next(iter(hub.livekit.rooms.values())).participants[token.identity]
+    for on in (False, True):
+        await ann.do("room:update", call_id=call_id, features={"chat": on})
+        assert person.info.permission.can_publish_data is on
