@@ -71,12 +71,19 @@ class Lobbies:
                 log.exception("lobbies_crashed")
 
     async def once(self) -> int:
-        """In how many calls somebody was sent away. Raises DatabaseUnavailable."""
+        """In how many calls somebody was sent away; one that fails waits for the next look. Raises DatabaseUnavailable."""
         async with self._desk.db.system() as tx:
             due = await lobby.due(tx, self._desk.clock(), _BATCH)
+        done = 0
         for tenant_id, call_id in due:
-            await sealed(self._send_away(tenant_id, call_id))
-        return len(due)
+            try:
+                await sealed(self._send_away(tenant_id, call_id))
+                done += 1
+            except DatabaseUnavailable:
+                raise
+            except Exception:
+                log.exception("lobby_failed", call_id=str(call_id))
+        return done
 
     async def _send_away(self, tenant_id: UUID, call_id: UUID) -> None:
         news: waiting.News = []
