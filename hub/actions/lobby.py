@@ -36,7 +36,7 @@ commands = Commands()
 
 @commands.add("lobby:knock", needs="anyone", rate=Rate(20, per_s=60), emits=(LobbyKnocked,))
 async def knock(ctx: Context, message: Knock) -> LobbyTicket:
-    """Ask to be let into a call. Asking again, after a reconnect say, tells your place and changes nothing."""
+    """Ask to be let into a call. Asking again, as after a reconnect, keeps your place and tells the hosts again."""
     now = ctx.now()
     async with ctx.deciding(message.call_id) as tx:
         call = await _door(ctx, tx, message.call_id)
@@ -53,11 +53,9 @@ async def knock(ctx: Context, message: Knock) -> LobbyTicket:
             raise errors.RoomLocked()
         if entry is None or entry.status != "waiting":
             entry = await _queue_up(ctx, tx, call, message, now)
-            position, news = await waiting.knocked(tx, call, entry)
-            ctx.due_to_users(news)
-        else:
-            ticket = entry.ticket
-            position = next(each.position for each in await waiting.queue(tx, call) if each.ticket == ticket)
+        # Known knocks, too: the node that took it may have died before it could tell anybody.
+        position, news = await waiting.knocked(tx, call, entry)
+        ctx.due_to_users(news)
         left_s = math.ceil((entry.expires_at - now).total_seconds())
         answer = LobbyTicket("waiting", entry.ticket, position, left_s)
         await ctx.keep(tx, answer)

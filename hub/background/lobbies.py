@@ -71,7 +71,7 @@ class Lobbies:
                 log.exception("lobbies_crashed")
 
     async def once(self) -> int:
-        """In how many calls somebody was sent away; one that fails waits for the next look. Raises DatabaseUnavailable."""
+        """In how many calls somebody was sent away; one that fails comes again. Raises DatabaseUnavailable."""
         async with self._desk.db.system() as tx:
             due = await lobby.due(tx, self._desk.clock(), _BATCH)
         done = 0

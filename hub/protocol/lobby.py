@@ -87,7 +87,7 @@ class LobbyCount(msgspec.Struct, frozen=True):
 
 
 class LobbyKnocked(Event, frozen=True):
-    """To whoever may let people in: somebody waits."""
+    """To whoever may let people in: somebody waits. Comes again, with the same ticket, when they ask again."""
 
     name: ClassVar[str] = "lobby:knocked"
 
