@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -11,7 +11,7 @@ from uuid import UUID
 import msgspec
 import structlog
 
-from db import bans, calls, invites, participants, users
+from db import bans, calls, participants, users
 from db.calls import Call
 from db.participants import Participant
 from db.pool import Transaction
@@ -75,7 +75,7 @@ async def admit(
         if not known:
             role = members.role_of(actor, call, None)
         closed = call.locked or waiting.has_lobby(actor, call, role)
-        if closed and not await _called_in(tx, call_id, known):
+        if closed and not await waiting.called_in(tx, call_id, known):
             if call.locked and rank(role) < rank("moderator"):
                 raise errors.RoomLocked()
             await waiting.demand_let_in(ctx, tx, call, role)
@@ -102,15 +102,6 @@ async def admit(
     )
     without = await members.taken_away(tx, actor, participant)
     return Seat(call, participant, role, members.as_member(actor, call, participant, without).permissions)
-
-
-async def _called_in(tx: Transaction, call_id: UUID, known: Sequence[Participant]) -> bool:
-    """Whether they come because somebody who may let people in called them, and nobody put them out since.
-
-    `known`: the devices that the transaction's user has had in the call.
-    """
-    put_out = [each.kick_requested_at for each in known if each.kick_requested_at is not None]
-    return await invites.lets_in(tx, call_id, max(put_out, default=None))
 
 
 async def access(ctx: Context, tx: Transaction, seat: Seat) -> MediaAccess:

@@ -80,7 +80,7 @@ async def _may_come_in(ctx: Context, tx: Transaction, call: Call, entry: Entry |
     role = members.role_of(ctx.actor, call, known[-1] if known else None)
     if not waiting.has_lobby(ctx.actor, call, role) or await waiting.was_in(tx, ctx.actor, call):
         return True
-    return entry is not None and entry.status == "admitted"
+    return (entry is not None and entry.status == "admitted") or await waiting.called_in(tx, call.id, known)
 
 
 async def _queue_up(ctx: Context, tx: Transaction, call: Call, message: Knock, now: datetime) -> Entry:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
+from uuid import UUID
 
-from db import lobby, participants
+from db import invites, lobby, participants
 from db.calls import Call
 from db.lobby import Entry
 from db.participants import Participant
@@ -50,6 +51,15 @@ async def was_in(tx: Transaction, actor: Actor, call: Call) -> bool:
     """Whether they were in the call before, and nobody put them out since."""
     known = await participants.of_user(tx, call.id, actor.user_id)
     return any(each.joined_at is not None for each in known) and not any(map(_put_out, known))
+
+
+async def called_in(tx: Transaction, call_id: UUID, known: Sequence[Participant]) -> bool:
+    """Whether they come because somebody who may let people in called them, and nobody put them out since.
+
+    `known`: the devices that the transaction's user has had in the call.
+    """
+    put_out = [each.kick_requested_at for each in known if each.kick_requested_at is not None]
+    return await invites.lets_in(tx, call_id, max(put_out, default=None))
 
 
 def _put_out(person: Participant) -> bool:

@@ -261,7 +261,9 @@ async def test_an_invite_of_who_may_let_in_opens_lock_and_lobby_and_no_other_doe
     by_ann = await scene.ring("cid")
     assert await cid.refused("room:token", call_id=call_id) == "room_locked"
     await cid.do("invite:accept", invite_id=by_ann)
-    came = await (at_cid := await device(cid)).join(call_id)
+    at_cid = await device(cid)
+    assert (await at_cid.do("lobby:knock", call_id=call_id, display_name="Cid")).status == "admitted"
+    came = await at_cid.join(call_id)
     assert came.self.role == "participant"
     (row,) = await hub.rows("SELECT actor, details FROM audit_log WHERE action = 'invite:send'")
     assert (row["actor"], "cid" in row["details"]) == ("ann", True)
