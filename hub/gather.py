@@ -32,13 +32,13 @@ class Gather(Generic[Item]):
             self._planned = True
             loop = asyncio.get_running_loop()
             if loop.time() >= self._next_at:
-                loop.call_soon(self._go)
+                loop.call_soon(self._go, loop)
             else:
-                loop.call_at(self._next_at, self._go)
+                loop.call_at(self._next_at, self._go, loop)
 
-    def _go(self) -> None:
+    def _go(self, loop: asyncio.AbstractEventLoop) -> None:
         self._planned = False
-        self._next_at = asyncio.get_running_loop().time() + GAP_S
+        self._next_at = loop.time() + GAP_S
         waiting, self._waiting = self._waiting, []
         for start in range(0, len(waiting), self._most):
             self._leave(waiting[start : start + self._most])

@@ -12,7 +12,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from datetime import UTC
+from datetime import UTC, datetime
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -536,14 +536,18 @@ class Edge:
             features=self._features,
             limits=self._published,
             server=self._server,
-            token_expires_at=actor.expires_at.astimezone(UTC),
-            server_time=self._hub.clock().astimezone(UTC),
+            token_expires_at=_utc(actor.expires_at),
+            server_time=_utc(self._hub.clock()),
             recovery=Recovery(
                 self._hub.rules.recovery_window_s,
                 _view(self._subscriptions.position_of_user(*session.user)),
                 recovered,
             ),
         )
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
 
 
 def _view(position: Position | None) -> UserPosition | None:

@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from functools import lru_cache
+from types import NoneType
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
@@ -19,7 +20,9 @@ from hub.transport.socketio.codec import Codec, Json, Msgpack
 
 PROTOCOL: Final = "1"
 PATHS: Final = ("/socket.io/", "/socket.io")
-_TOKEN_PARAMETERS = ("token", "access_token", "auth", "jwt")
+_TOKEN_PARAMETERS = frozenset(("token", "access_token", "auth", "jwt"))
+_TEXTS = ("token", "protocol", "client", "device_id", "locale", "user_since")
+_TEXT = (str, NoneType)
 _DEVICE = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _POSITION = re.compile(r"[A-Za-z0-9]{1,64}:[0-9]{1,15}")
 # A target, and at least one field: RFC 9112 §3 and §5.
@@ -126,7 +129,7 @@ def check(request: Request, origins: frozenset[str]) -> None:
     if origin is not None and origin not in origins:
         raise errors.Forbidden("this origin is not allowed")
     query = request.query
-    if any(name in query for name in _TOKEN_PARAMETERS):
+    if not _TOKEN_PARAMETERS.isdisjoint(query):
         raise errors.BadRequest("a token never goes into the query: send it as auth.token with CONNECT")
     if query.get("EIO") != "4":
         raise errors.BadRequest("this server speaks Engine.IO 4: use a Socket.IO 4 client")
@@ -144,11 +147,9 @@ def auth(data: Any) -> Auth:
     """Raises TokenMissing or ProtocolUnsupported. Unknown fields are let pass: stock clients add their own."""
     if not isinstance(data, dict) or not data.get("token"):
         raise errors.TokenMissing()
-    if not all(
-        isinstance(data.get(name), str | None)
-        for name in ("token", "protocol", "client", "device_id", "locale", "user_since")
-    ):
-        raise errors.ProtocolUnsupported("auth is a flat map of strings")
+    for name in _TEXTS:
+        if not isinstance(data.get(name, ""), _TEXT):
+            raise errors.ProtocolUnsupported("auth is a flat map of strings")
     if data.get("protocol", PROTOCOL) != PROTOCOL:
         raise errors.ProtocolUnsupported()
     device_id = data.get("device_id")

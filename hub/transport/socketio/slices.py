@@ -15,9 +15,9 @@ log = structlog.get_logger("hub.edge")
 Item = TypeVar("Item")
 
 # So long the loop does nothing else at a time. Between two slices it hears what has arrived, and its timers.
-_SLICE_S = 0.002
+_SLICE_S = 0.001
 # The clock is looked at after so many.
-_FEW = 8
+_FEW = 4
 
 
 class Slices(Generic[Item]):
