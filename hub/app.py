@@ -31,6 +31,7 @@ from hub.background.due import Due, LostSockets
 from hub.background.inbox import Inbox
 from hub.background.lobbies import Lobbies
 from hub.background.outcasts import Outcasts
+from hub.background.quality import Reports
 from hub.background.ringing import Latecomers, Ringing
 from hub.background.sweep import Sweep
 from hub.background.tidy import Tidy
@@ -105,6 +106,7 @@ class Node:
         self.pours = pours
         self.tokens = tokens
         self.passwords = Passwords()
+        self.quality = Reports(db)
         self.bus = cluster.bus
         self.roster = cluster.roster
         self.limits = cluster.limits
@@ -365,7 +367,13 @@ async def _serving(
         Outcasts(node.db, edge.sessions, edge.control).run(),
         # As long as their place in a call is kept, people are there.
         node.presence.run_sweep(node.rules.socket_grace_s),
-        Tidy(node.db, node.clock, chat_for=timedelta(days=settings.chat_retention_days)).run(),
+        node.quality.run(),
+        Tidy(
+            node.db,
+            node.clock,
+            chat_for=timedelta(days=settings.chat_retention_days),
+            quality_for=timedelta(days=settings.quality_retention_days),
+        ).run(),
         checks.run(),
         vitals.watch(
             bus=node.bus, pool=node.db, nodes=node.nodes, sessions=edge.sessions, draining=lambda: control.draining

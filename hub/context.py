@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     from db.calls import Call
     from db.participants import Participant
     from db.pool import Database, Transaction
+    from db.quality import Report
     from hub.media.values import Grant, ParticipantInfo, RoomInfo
     from hub.state.presence import Chosen, Known, Presence
     from storage.pour import Poured
+    from hub.state.quality import Watch
     from storage.store import Store
 
 # What a command has decided has this much longer than the command to be told, whoever still waits for the answer.
@@ -411,6 +413,16 @@ class Reconciler(Protocol):
     async def now(self, *, dry_run: bool = False) -> Reconciliation: ...
 
 
+class Quality(Protocol):
+    """Reports about connections, on their way into the database."""
+
+    def take(self, tenant_id: UUID, reports: Sequence[Report]) -> bool:
+        """False, and none of them taken, where too many wait."""
+        ...
+
+    def watch(self, participant_id: UUID) -> Watch: ...
+
+
 class Hub(Protocol):
     """The node, as actions see it."""
 
@@ -446,6 +458,8 @@ class Hub(Protocol):
     def watching(self) -> Watching: ...
     @property
     def reconcile(self) -> Reconciler: ...
+    @property
+    def quality(self) -> Quality: ...
     @property
     def store(self) -> Store:
         """Where the bytes of files are. Raises storage.errors.StorageError."""

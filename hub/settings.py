@@ -231,6 +231,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("AURALINK_LOBBY_TIMEOUT_S", "lobby_timeout_s", _whole(10, 86_400), 600, "A knock that nobody answers is over after this."),
     Setting("AURALINK_LOBBY_COOLDOWN_S", "lobby_cooldown_s", _whole(0, 86_400), 60, "Who was denied may not knock again for this long."),
     Setting("AURALINK_CHAT_RETENTION_DAYS", "chat_retention_days", _whole(1, 36_500), 90, "Chat messages are deleted after this."),
+    Setting("AURALINK_QUALITY_RETENTION_DAYS", "quality_retention_days", _whole(1, 36_500), 30, "Quality reports are deleted after this; the scores of calls and people stay."),
     Setting("AURALINK_RECOVERY_WINDOW_S", "recovery_window_s", _whole(10, 3600), 120, "How long a room's events can be had again after a reconnect."),
     Setting("AURALINK_DRAIN_S", "drain_s", _seconds(0, 300), 10.0, "Time over which a node that stops sends its sockets away."),
     Setting("AURALINK_STORAGE", "storage", _place, None, "Where the bytes of files are: `s3://bucket`, or `file:///directory` on this machine; unset, files are refused."),
@@ -307,6 +308,7 @@ class Settings:
     lobby_timeout_s: int
     lobby_cooldown_s: int
     chat_retention_days: int
+    quality_retention_days: int
     recovery_window_s: int
     drain_s: float
     storage: str | None

@@ -19,6 +19,7 @@ from hub.actions import (
     nodes,
     participants,
     presence,
+    quality,
     rooms,
     sessions,
 )
@@ -41,6 +42,7 @@ def all_commands() -> Commands:
         bringing,
         data,
         presence,
+        quality,
         links,
         links_entering,
         nodes,

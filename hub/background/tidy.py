@@ -1,5 +1,5 @@
 """Forgetting what nobody asks for any more: kept answers and visitors of links after a day, webhooks after a week,
-call logs after a year, chat after as long as the operator says.
+call logs after a year, chat and quality reports after as long as the operator says.
 
 Every node does it now and then; in small bites, so that no lock is held long.
 """
@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 
 import structlog
 
-from db import chat, inbox, invites, link_visits, system
+from db import chat, inbox, invites, link_visits, quality, system
 from db.errors import DatabaseUnavailable
 from db.pool import Database
 
@@ -31,10 +31,13 @@ _HOURS_FOR = timedelta(days=800)
 class Tidy:
     """`run()` until cancelled."""
 
-    def __init__(self, db: Database, clock: Callable[[], datetime], *, chat_for: timedelta) -> None:
+    def __init__(
+        self, db: Database, clock: Callable[[], datetime], *, chat_for: timedelta, quality_for: timedelta
+    ) -> None:
         self._db = db
         self._clock = clock
         self._chat_for = chat_for
+        self._quality_for = quality_for
 
     async def run(self) -> None:
         while True:
@@ -56,6 +59,7 @@ class Tidy:
                 bite = await system.forget_results(tx, now, _BITE)
                 bite += await inbox.forget(tx, now - _WEBHOOKS_FOR, _BITE)
                 bite += await chat.forget(tx, now - self._chat_for, _BITE)
+                bite += await quality.forget(tx, now - self._quality_for, _BITE)
                 bite += await invites.forget(tx, now - _CALL_LOG_FOR, _BITE)
                 bite += await link_visits.forget(tx, (now - _VISITORS_FOR).date(), now - _HOURS_FOR, _BITE)
             forgotten += bite

@@ -23,6 +23,7 @@ from db.pool import Database
 from hub.actions import all_commands
 from hub.actions.members import authorize
 from hub.actions.orders import learn
+from hub.background.quality import Reports
 from hub.cluster import Cluster
 from hub.context import (
     NOBODY,
@@ -206,6 +207,7 @@ class Node:
         self.presence, self.watching = cluster.presence, cluster.watching
         self.reconcile, self.tokens = _Reconciler(), _Tokens()
         self.passwords = Passwords(cost=4)
+        self.quality = Reports(db)
         self.rules = Rules()
         self.ahead = timedelta()
         self.sockets: list[Socket] = []

@@ -266,7 +266,7 @@ async def test_messages_go_when_their_time_is_over(hub: Node) -> None:
     for text in ("old", "older", "new"):
         await ann.do("chat:post", call_id=call_id, text=text)
     await hub.rows("UPDATE chat_messages SET sent_at = sent_at - interval '91 days' WHERE text LIKE 'old%'")
-    assert await Tidy(hub.db, hub.clock, chat_for=timedelta(days=90)).once() == 2
+    assert await Tidy(hub.db, hub.clock, chat_for=timedelta(days=90), quality_for=timedelta(days=30)).once() == 2
     assert [each.text for each in (await ann.do("chat:list", call_id=call_id)).items] == ["new"]
 
 
