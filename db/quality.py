@@ -63,24 +63,27 @@ class Step(msgspec.Struct, frozen=True):
     quality_score: float
 
 
-_COLUMNS = ", ".join(Report.__struct_fields__)
+COLUMNS = ", ".join(Report.__struct_fields__)
 _TYPES = {
     "call_id": "uuid", "participant_id": "uuid", "recorded_at": "timestamptz", "window_ms": "integer",
     "video_width": "integer", "video_height": "integer", "score_version": "smallint", "direction": "text",
     "connection_type": "text", "ice_state": "text", "region": "text", "node_id": "text",
 }  # fmt: skip
-_ARRAYS = ", ".join(
-    f"${number}::{_TYPES.get(name, 'double precision')}[]" for number, name in enumerate(Report.__struct_fields__, 1)
-)
+
+
+def _arrays() -> str:
+    names = enumerate(Report.__struct_fields__, 1)
+    return ", ".join(f"${number}::{_TYPES.get(name, 'double precision')}[]" for number, name in names)
+
 
 # In the order of their ids, so that two nodes that write at once wait for each other and never both. Reports of a call
 # that was deleted meanwhile are nobody's any more.
 ADD = f"""
-WITH given AS (SELECT * FROM unnest({_ARRAYS}) AS g({_COLUMNS})),
+WITH given AS (SELECT * FROM unnest({_arrays()}) AS g({COLUMNS})),
 held AS (
     SELECT c.id FROM calls c WHERE c.id IN (SELECT call_id FROM given) ORDER BY c.id FOR NO KEY UPDATE),
 kept AS (
-    INSERT INTO quality_metrics ({_COLUMNS})
+    INSERT INTO quality_metrics ({COLUMNS})
     SELECT {", ".join(f"g.{name}" for name in Report.__struct_fields__)} FROM given g
     JOIN held h ON h.id = g.call_id
     JOIN call_participants p ON p.id = g.participant_id AND p.call_id = g.call_id
@@ -111,7 +114,7 @@ async def add(tx: Transaction, reports: Sequence[Report]) -> int:
 
 
 PAGE = f"""
-SELECT id, {_COLUMNS} FROM quality_metrics
+SELECT id, {COLUMNS} FROM quality_metrics
 WHERE call_id = $1 AND ($2::uuid IS NULL OR participant_id = $2)
   AND ($3::timestamptz IS NULL OR recorded_at >= $3) AND ($4::timestamptz IS NULL OR recorded_at < $4)
   AND ($5::timestamptz IS NULL OR (recorded_at, id) < ($5, $6))

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from db.quality import Report
     from hub.media.values import Grant, ParticipantInfo, RoomInfo
     from hub.state.presence import Chosen, Known, Presence
-    from storage.pour import Poured
     from hub.state.quality import Watch
+    from storage.pour import Poured
     from storage.store import Store
 
 # What a command has decided has this much longer than the command to be told, whoever still waits for the answer.

@@ -32,7 +32,7 @@ from hub.protocol.quality import (
     StepView,
 )
 from hub.state import quality as state
-from hub.state.quality import Measured, Score, Verdict, finite
+from hub.state.quality import Measured, Score, Verdict
 
 commands = Commands()
 
@@ -48,8 +48,6 @@ async def report(ctx: Context, message: ReportQuality) -> QualityAnswer:
     mine = members.demand_in_call(ctx.member)
     both = [_folded(message, direction) for direction in ("uplink", "downlink")]
     measured = tuple(each for each in both if each is not None) or (_bare(message),)
-    for each in measured:
-        _demand_finite(each)
     scored = [(each, state.score(each), message.window_ms) for each in measured]
     verdict = await _note(ctx, mine, scored)
     return QualityAnswer(verdict.score, verdict.level, verdict.next_in_ms, list(verdict.advice))
@@ -76,7 +74,6 @@ async def record(ctx: Context, message: RecordQuality) -> Recorded:
     reports: Iterable[Metrics] = message.reports or [Metrics(**single)]
     for each in reports:
         measured = msgspec.convert(each, Measured, from_attributes=True)
-        _demand_finite(measured)
         scored = state.score(measured)
         if each.quality_score is not None:
             scored = Score(each.quality_score, None)
@@ -189,13 +186,6 @@ def _most(values: Iterable[float | None]) -> float | None:
 def _flow(samples: Sequence[Sample], kind: str) -> float | None:
     flows = [each.bitrate_kbps for each in samples if each.kind == kind and each.bitrate_kbps is not None]
     return sum(flows) if flows else None
-
-
-def _demand_finite(measured: Measured) -> None:
-    for name in measured.__struct_fields__:
-        value = getattr(measured, name)
-        if isinstance(value, float) and not finite(value):
-            raise errors.ValidationFailed(f"{name}: not a number", errors=[FieldError(name, "not a number")])
 
 
 def _after(cursor: str | None) -> tuple[datetime, int] | None:

@@ -8,7 +8,6 @@ Annex B. Score of a picture alone: LiveKit's scorer (pkg/sfu/connectionquality),
 
 from __future__ import annotations
 
-import math
 from typing import Literal, get_args
 
 import msgspec
@@ -259,8 +258,3 @@ def _symptoms(measured: Measured) -> list[tuple[Cause, float, bool, bool]]:
         dead = measured.ice_state in _DEAD
         found.append(("disconnected", 0.0, dead, not dead))
     return found
-
-
-def finite(value: float | None) -> bool:
-    """JSON has no NaN, MessagePack has."""
-    return value is None or math.isfinite(value)
