@@ -297,7 +297,7 @@ def _answer(entry: Entry, issued: IssuedToken, media: RoomToken | None) -> LinkP
     )
 
 
-@commands.add("link:renew", needs="anyone", rate=Rate(10, per_s=60), http=Http("POST", "/links/renew"), mutates=False)
+@commands.add("link:renew", needs="anyone", rate=Rate(10, per_s=60), http=Http("POST", "/guests/renew"), mutates=False)
 async def renew(ctx: Context, message: Empty) -> RenewedPass:
     """A fresh token for a guest, before the old one ends; takes no use. On a socket it goes into `session:refresh`."""
     given = ctx.actor.guest
