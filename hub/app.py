@@ -28,11 +28,13 @@ from hub import __version__, contract, memory, metrics, vitals
 from hub.actions import all_commands, presence
 from hub.actions.members import authorize
 from hub.background.due import Due, LostSockets
+from hub.background.expiry import Expiry
 from hub.background.inbox import Inbox
 from hub.background.lobbies import Lobbies
 from hub.background.outcasts import Outcasts
 from hub.background.quality import Reports
 from hub.background.ringing import Latecomers, Ringing
+from hub.background.scan import Scan
 from hub.background.sweep import Sweep
 from hub.background.tidy import Tidy
 from hub.cluster import Cluster
@@ -49,7 +51,7 @@ from hub.protocol.presence import PresenceChanged
 from hub.settings import Address, Settings
 from hub.state.presence import Presence
 from hub.stores import PATH as STORAGE_PATH
-from hub.stores import make_signer, make_store
+from hub.stores import make_scanner, make_signer, make_store
 from hub.transport import blobs, docs, forms, health, join, middleware, rest, webhook
 from hub.transport.auth import TokenRules, Tokens, tenant_id
 from hub.transport.control import Control
@@ -59,6 +61,7 @@ from hub.transport.socketio import Edge, EdgeOptions
 from hub.transport.socketio.session import Session
 from storage.errors import StorageError
 from storage.pour import Pours
+from storage.preview import Previewer
 from storage.signing import UrlSigner
 from storage.store import Store
 
@@ -330,6 +333,7 @@ async def _serving(
         "database_most": settings.database_pool,
     }
     inbox = Inbox(node, parse)
+    scanner = make_scanner(settings)
     checks = health.Checks(
         required={
             "database": node.db.ping,
@@ -337,7 +341,11 @@ async def _serving(
             "redis": node.cluster.ping,
             "bus": node.cluster.hears,
         },
-        optional={"livekit": node.media.ping, **({"storage": node.store.ping} if settings.stores_files else {})},
+        optional={
+            "livekit": node.media.ping,
+            **({"storage": node.store.ping} if settings.stores_files else {}),
+            **({"scanner": scanner.ping} if scanner else {}),
+        },
         draining=lambda: control.draining,
     )
     public = web.Application()
@@ -379,6 +387,8 @@ async def _serving(
             bus=node.bus, pool=node.db, nodes=node.nodes, sessions=edge.sessions, draining=lambda: control.draining
         ),
     ]
+    if settings.stores_files:
+        works += [Scan(node, scanner, Previewer()).run(), Expiry(node, node.undertaker).run()]
     if node.tokens.keys is not None:
         works.append(node.tokens.keys.run())
     # A loop that fails ends the node: half a hub is worse than a restart. What a loop or a command has committed it

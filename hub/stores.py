@@ -11,6 +11,7 @@ from hub import metrics
 from hub.settings import Settings
 from storage.local import LocalStore
 from storage.nowhere import Nowhere
+from storage.scan import Clamd
 from storage.signing import UrlSigner
 from storage.store import Store
 
@@ -41,6 +42,10 @@ def make_store(settings: Settings, signer: UrlSigner) -> AbstractAsyncContextMan
     from storage.s3 import S3Store
 
     return S3Store(_options(settings, parts.netloc), signer=signer if _proxied(settings) else None, observe=_observe)
+
+
+def make_scanner(settings: Settings) -> Clamd | None:
+    return None if settings.clamav_url is None else Clamd(settings.clamav_url)
 
 
 def _options(settings: Settings, bucket: str) -> S3Options:
