@@ -176,6 +176,9 @@ class Dispatcher:
         return self._decoded(ctx, command, payload)
 
     async def _run(self, ctx: Context, command: Command, payload: Mapping[str, Any] | msgspec.Raw) -> Answer:
+        if ctx.actor.nobody and command.needs != "public":
+            # A door asks for a token before it comes to this; it holds for doors that do not.
+            raise errors.Unauthenticated()
         if command.rate.shared:
             wait_ms = await self._shared_wait(ctx, command)
             if wait_ms:
