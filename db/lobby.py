@@ -40,7 +40,7 @@ VALUES ($1, $2, $3, $4, $5, $6)
 ON CONFLICT (tenant_id, call_id, user_id) DO UPDATE
 SET ticket = gen_random_uuid(), status = 'waiting', display_name = excluded.display_name, by_link = excluded.by_link,
     via_link_id = excluded.via_link_id, knocked_at = clock_timestamp(), expires_at = excluded.expires_at,
-    decided_at = NULL, decided_by = NULL, reason = NULL
+    decided_at = NULL, decided_by = NULL, reason = NULL, untold_since = NULL
 RETURNING {COLUMNS}
 """
 
@@ -120,6 +120,35 @@ async def decide(
     return [Entry(*row) for row in await tx.fetch(DECIDE, call_id, status, now, by, reason, list(tickets))]
 
 
+MARK = """
+UPDATE lobby_entries SET untold_since = $3 WHERE call_id = $1 AND ticket = ANY ($2::uuid[])
+"""
+
+
+async def mark(tx: Transaction, call_id: UUID, tickets: Sequence[UUID], now: datetime) -> None:
+    """What was decided about them is to be told."""
+    await tx.execute(MARK, call_id, list(tickets), now)
+
+
+UNTOLD = f"SELECT {COLUMNS} FROM lobby_entries WHERE call_id = $1 AND untold_since <= $2 ORDER BY knocked_at, ticket"
+
+
+async def untold(tx: Transaction, call_id: UUID, before: datetime) -> list[Entry]:
+    """Those who were marked by then, and are not known to have been told."""
+    return [Entry(*row) for row in await tx.fetch(UNTOLD, call_id, before)]
+
+
+TOLD = """
+UPDATE lobby_entries SET untold_since = NULL
+WHERE call_id = $1 AND ticket = ANY ($2::uuid[]) AND untold_since <= $3
+"""
+
+
+async def told(tx: Transaction, call_id: UUID, tickets: Sequence[UUID], now: datetime) -> None:
+    """They were told what was decided until then."""
+    await tx.execute(TOLD, call_id, list(tickets), now)
+
+
 FORGET = "DELETE FROM lobby_entries WHERE call_id = $1 AND user_id = $2"
 
 
@@ -132,5 +161,6 @@ DUE = "SELECT tenant_id, call_id FROM system_lobbies_due($1, $2)"
 
 
 async def due(tx: Transaction, now: datetime, limit: int) -> list[tuple[UUID, UUID]]:
-    """(tenant, call) where somebody has waited long enough, or for a call that is over. Sees every tenant."""
+    """(tenant, call) where somebody has waited long enough, or for a call that is over, or is not known to have been
+    told what was decided 5 s ago. Sees every tenant."""
     return [(row["tenant_id"], row["call_id"]) for row in await tx.fetch(DUE, now, limit)]

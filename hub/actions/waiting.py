@@ -24,6 +24,9 @@ from hub.protocol.lobby import LobbyAdmitted, LobbyDenied, LobbyEntry, LobbyKnoc
 
 News = list[tuple[str, Event]]
 
+# As in `system_lobbies_due`: what was decided is told within this, or not at all by whoever decided it.
+UNTOLD = timedelta(seconds=5)
+
 
 async def demand_let_in(ctx: Context, tx: Transaction, call: Call, role: Role) -> None:
     """Raises LobbyRequired, or LobbyDenied while a denial is fresh, for who has to knock and was not let in."""
@@ -152,6 +155,27 @@ async def open_door(tx: Transaction, call: Call, now: datetime, *, by: str) -> N
     """The call has no lobby any more: who waited for that alone comes in."""
     _, news = await admit(tx, call, [e for e in await lobby.queue(tx, call.id) if not e.by_link], now, by=by)
     return news
+
+
+async def retell(tx: Transaction, call: Call, now: datetime, *, cooldown_s: float) -> tuple[list[Entry], News]:
+    """What a host decided a while ago and is not known to have been told. Where it was, it comes a second time."""
+    late = await lobby.untold(tx, call.id, now - UNTOLD)
+    if not late:
+        return [], []
+    waiting = await queue(tx, call)
+    event = LobbyUpdated([view(entry) for entry in late], len(waiting))
+    return late, [
+        *((entry.user_id, _outcome(entry, now, cooldown_s)) for entry in late),
+        *((entry.user_id, LobbyUpdated([entry], len(waiting))) for entry in waiting),
+        *((host, event) for host in await _hosts(tx, call)),
+    ]
+
+
+def _outcome(entry: Entry, now: datetime, cooldown_s: float) -> Event:
+    if entry.status == "admitted":
+        return LobbyAdmitted(view(entry))
+    left_s = cooldown_s - (now - (entry.decided_at or now)).total_seconds()
+    return LobbyDenied(view(entry), "denied", entry.reason or "", max(0, int(left_s * 1000)))
 
 
 async def _decide(

@@ -1,4 +1,5 @@
-"""Lobbies and the passing of time: a knock that nobody answers ends, and so does waiting for a call that is over.
+"""Lobbies and the passing of time: a knock that nobody answers ends, and so does waiting for a call that is over; and
+what was decided by a node that died before it told anybody is told.
 
 Every node looks. The queue changes under the call's row lock, so whoever comes second finds nobody to send away.
 """
@@ -17,11 +18,13 @@ import structlog
 
 from db import calls, lobby
 from db.errors import DatabaseUnavailable
+from db.lobby import Entry
 from hub.actions import waiting
 from hub.sealed import sealed
 
 if TYPE_CHECKING:
     from db.pool import Transaction
+    from hub.context import Rules
 
 log = structlog.get_logger("hub.lobbies")
 
@@ -51,6 +54,8 @@ class LobbyDesk(Protocol):
     @property
     def bus(self) -> Voice: ...
     @property
+    def rules(self) -> Rules: ...
+    @property
     def clock(self) -> Callable[[], datetime]: ...
 
 
@@ -71,13 +76,13 @@ class Lobbies:
                 log.exception("lobbies_crashed")
 
     async def once(self) -> int:
-        """In how many calls somebody was sent away; one that fails comes again. Raises DatabaseUnavailable."""
+        """In how many calls somebody was told something; one that fails comes again. Raises DatabaseUnavailable."""
         async with self._desk.db.system() as tx:
             due = await lobby.due(tx, self._desk.clock(), _BATCH)
         done = 0
         for tenant_id, call_id in due:
             try:
-                await sealed(self._send_away(tenant_id, call_id))
+                await sealed(self._look_at(tenant_id, call_id))
                 done += 1
             except DatabaseUnavailable:
                 raise
@@ -85,13 +90,17 @@ class Lobbies:
                 log.exception("lobby_failed", call_id=str(call_id))
         return done
 
-    async def _send_away(self, tenant_id: UUID, call_id: UUID) -> None:
+    async def _look_at(self, tenant_id: UUID, call_id: UUID) -> None:
         news: waiting.News = []
+        late: list[Entry] = []
 
         async def tell() -> None:
             await asyncio.gather(
                 *(self._desk.bus.to_user(tenant_id, user_id, event.name, event) for user_id, event in news)
             )
+            if late:
+                async with self._desk.db.tenant(tenant_id) as tx:
+                    await lobby.told(tx, call_id, [entry.ticket for entry in late], self._desk.clock())
 
         async with self._desk.db.tenant(tenant_id, turn=call_id, then=tell) as tx:
             call, now = await calls.lock(tx, call_id), self._desk.clock()
@@ -99,3 +108,6 @@ class Lobbies:
                 return
             over = call.status == "ended"
             news += await (waiting.turn_away(tx, call, now) if over else waiting.expire(tx, call, now))
+            untold, again = await waiting.retell(tx, call, now, cooldown_s=self._desk.rules.lobby_cooldown_s)
+            late += untold
+            news += again

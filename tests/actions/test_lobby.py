@@ -15,6 +15,7 @@ from hub.protocol.errors import (
     Banned,
     CallEnded,
     Forbidden,
+    HubError,
     LobbyDenied,
     LobbyRequired,
     NotFound,
@@ -304,3 +305,41 @@ async def test_a_host_who_comes_back_sees_who_waits_and_others_do_not(hub: Node)
     missed = await hub.cluster.bus.missed_by_user(ann.actor.tenant_id, "ann", position)
     assert missed is not None
     assert [each.event for each in missed] == ["lobby:updated"]
+
+
+async def test_what_a_node_decided_and_did_not_live_to_tell_is_told_by_another(hub: Node) -> None:
+    call_id, ann, (bob, cleo, _) = await waiting(hub, "bob", "cleo", "dan")
+    real = hub.bus
+
+    class Dying:
+        """Between the commit and the telling."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+        async def to_user(self, *args: Any, **kwargs: Any) -> None:
+            raise RuntimeError("the node is gone")
+
+    hub.bus = Dying()  # type: ignore[assignment]
+    for name, socket in (("lobby:admit", bob), ("lobby:deny", cleo)):
+        ticket = next(
+            e["entry"]["ticket"] for e in ann.told("lobby:knocked") if e["entry"]["user_id"] == socket.actor.user_id
+        )
+        with pytest.raises(HubError):
+            await ann.do(name, call_id=call_id, tickets=[ticket], reason="Because")
+    hub.bus = real
+    lobbies = Lobbies(hub)
+    assert await lobbies.once() == 0
+    hub.ahead = timedelta(seconds=6)
+    assert await lobbies.once() == 1
+    assert (await bob.hears("lobby:admitted"))["entry"]["status"] == "admitted"
+    denied = await cleo.hears("lobby:denied")
+    assert denied["reason"] == "Because"
+    assert 0 < denied["retry_after_ms"] <= 54_000
+    assert len((await ann.hears("lobby:updated"))["entries"]) == 2
+    await bob.join(call_id)
+    # Once, and not what was told in time.
+    await ann.do("lobby:admit", call_id=call_id, all=True)
+    hub.ahead *= 3
+    assert await lobbies.once() == 0
+    assert len(bob.told("lobby:admitted")) == 1
