@@ -33,10 +33,12 @@ from hub.background.inbox import Inbox
 from hub.background.lobbies import Lobbies
 from hub.background.outcasts import Outcasts
 from hub.background.quality import Reports
+from hub.background.readings import Readings
 from hub.background.ringing import Latecomers, Ringing
 from hub.background.scan import Scan
 from hub.background.sweep import Sweep
 from hub.background.tidy import Tidy
+from hub.background.transfers import Transfers
 from hub.cluster import Cluster
 from hub.cluster.lock import Leadership
 from hub.cluster.sessions import SessionInfo
@@ -118,6 +120,8 @@ class Node:
         self.presence = cluster.presence
         self.watching = cluster.watching
         self.rules = make_rules(settings)
+        self.transfers = Transfers(self, store, most=settings.transfers, spool_directory=settings.spool_dir)
+        self.readings = Readings(store)
         self.sweeper = _Leader(cluster, "sweep")
         self.sweep = Sweep(self, self.sweeper, regions=self.rules.regions, every_s=settings.sweep_s)
         self.reconcile = _Reconciler(self.sweep)
@@ -180,10 +184,12 @@ class _Reconciler:
 class _SessionRegister:
     """The sessions of this node in the list that operators see, and as the devices of their users."""
 
-    def __init__(self, cluster: Cluster, latecomers: Latecomers) -> None:
-        self._sessions = cluster.sessions
-        self._presence = cluster.presence
-        self._watching = cluster.watching
+    def __init__(self, node: Node, latecomers: Latecomers) -> None:
+        self._sessions = node.cluster.sessions
+        self._presence = node.presence
+        self._watching = node.watching
+        self._transfers = node.transfers
+        self._readings = node.readings
         self._latecomers = latecomers
 
     def opened(self, session: Session) -> None:
@@ -205,6 +211,8 @@ class _SessionRegister:
     def closed(self, session: Session) -> None:
         self._sessions.closed(session.id)
         if session.namespace != APPS:
+            self._transfers.left(session.id)
+            self._readings.left(session.id)
             return
         self._presence.closed(session.id, goodbye=session.goodbye)
         self._watching.forget(session.id)
@@ -320,7 +328,7 @@ async def _serving(
         dispatcher=dispatcher,
         hub=node,
         subscriptions=node.bus,
-        register=_SessionRegister(node.cluster, latecomers),
+        register=_SessionRegister(node, latecomers),
         options=msgspec.structs.replace(make_edge_options(settings), limits=node.rules.published()),
     )
     node.bus.listen(edge)
@@ -365,6 +373,9 @@ async def _serving(
         node.cluster.ended(),
         edge.run(),
         control.run(),
+        node.transfers.run(),
+        node.readings.run(),
+        Expiry(node, node.undertaker).run(),
         inbox.run(),
         node.sweep.run(),
         Due(node).run(),
@@ -405,6 +416,7 @@ async def _serving(
                 finally:
                     await control.stop()
             await dispatcher.finish()
+            await node.transfers.finish()
         finally:
             for loop in loops:
                 loop.cancel()

@@ -24,12 +24,15 @@ from hub.policy import Permission, Permissions, Role
 
 if TYPE_CHECKING:
     from db.calls import Call
+    from db.files import File
     from db.participants import Participant
     from db.pool import Database, Transaction
     from db.quality import Report
+    from db.uploads import Upload
     from hub.media.values import Grant, ParticipantInfo, RoomInfo
     from hub.state.presence import Chosen, Known, Presence
     from hub.state.quality import Watch
+    from hub.state.transfer import Transfer
     from storage.pour import Poured
     from storage.store import Store
 
@@ -326,6 +329,89 @@ class Pours(Protocol):
     ) -> Poured: ...
 
 
+class Progress(Protocol):
+    async def at(self, received_bytes: int) -> None:
+        """An upload has come so far."""
+        ...
+
+
+class Receiving(Protocol):
+    """An upload by chunk frames that this node has in hand, for one session. Raises what ended it."""
+
+    # When it was looked at, by the monotonic clock, whether the uploader may still do this.
+    allowed_at: float
+
+    @property
+    def upload(self) -> Upload: ...
+    @property
+    def at(self) -> Transfer: ...
+    @property
+    def multipart_id(self) -> str | None:
+        """None for a file of one part or less."""
+        ...
+
+    @property
+    def progress(self) -> Callable[[int], Awaitable[None]]: ...
+    async def chunk(self, offset: int, data: bytes) -> Transfer:
+        """Raises OffsetMismatch, FileTooLarge; StorageUnavailable, DatabaseUnavailable, ServerBusy: again later."""
+        ...
+
+    async def opening(self, length: int) -> None:
+        """Until so much more may come, or for a moment."""
+        ...
+
+    async def finish(self, seconds: float) -> str | None:
+        """All of it is stored, but for a file of one part: `content`. Its sha256, where all of it came by here."""
+        ...
+
+    async def content(self) -> bytes: ...
+
+
+class Transfers(Protocol):
+    """The uploads by chunk frames of this node."""
+
+    @property
+    def writer(self) -> str:
+        """This node, as `uploads.take` is told it."""
+        ...
+
+    def room(self) -> None:
+        """Raises ServerBusy where no more can be taken up here."""
+        ...
+
+    async def claim(self, upload: Upload) -> None:
+        """Have whoever has it in hand, on whatever node, lay it aside."""
+        ...
+
+    async def open(self, upload: Upload, session_id: str, progress: Progress) -> Receiving:
+        """Have it in hand. Raises ServerBusy, StorageUnavailable."""
+        ...
+
+    def of(self, session_id: str, transfer_id: UUID) -> Receiving:
+        """Raises NotFound for what that session does not have in hand."""
+        ...
+
+    def find(self, session_id: str, transfer_id: UUID) -> Receiving | None: ...
+    def asked(self, transfer_id: UUID) -> None:
+        """Another node wants to take it up."""
+        ...
+
+    def close(self, receiving: Receiving) -> None: ...
+
+
+class Readings(Protocol):
+    """The downloads by frames of this node."""
+
+    def known(self, session_id: str, file_id: UUID, seconds: float) -> File | None:
+        """The file, where that session was found to be allowed to read it so lately."""
+        ...
+
+    def know(self, session_id: str, file: File) -> None: ...
+    async def read(self, session_id: str, file: File, offset: int, length: int) -> bytes:
+        """Fewer than `length` at the end only. Raises NotFound, StorageUnavailable."""
+        ...
+
+
 class NodeEntry(Protocol):
     """One node of the cluster."""
 
@@ -467,6 +553,10 @@ class Hub(Protocol):
 
     @property
     def pours(self) -> Pours: ...
+    @property
+    def transfers(self) -> Transfers: ...
+    @property
+    def readings(self) -> Readings: ...
     @property
     def config(self) -> Callable[[], Mapping[str, Any]]:
         """Every setting as it is in force, secrets hidden."""

@@ -27,6 +27,7 @@ _NAMED = {
     "role": "participant",
     "room_id": "RM_hBqy8oWeNUyv",
     "room_name": "room_k3v9q2m8x1az_1767605400",
+    "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
     "since": "k3v9:41",
     "status": "active",
     "text": "See you at ten",
@@ -59,6 +60,8 @@ def sample(schema: dict[str, Any], schemas: dict[str, Any], name: str = "", dept
         return sample(schemas[schema["$ref"].rpartition("/")[2]], schemas, name, depth)
     if schema.get("examples"):
         return schema["examples"][0]
+    if schema.get("contentEncoding") == "base64":
+        return "aGVsbG8="
     if "const" in schema:
         return schema["const"]
     if "enum" in schema:

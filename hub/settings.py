@@ -260,6 +260,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("AURALINK_SPOOL_DIR", "spool_dir", _text, None, "Where uploads wait on this machine's disk until the store has them; the system's directory for such files if unset."),
     Setting("AURALINK_LOG_FORMAT", "log_format", _choice("json", "console"), "json", "`json` or `console`."),
     Setting("AURALINK_LOG_LEVEL", "log_level", _choice("debug", "info", "warning", "error"), "info", "`debug`, `info`, `warning` or `error`."),
+    Setting("AURALINK_TRANSFERS", "transfers", _whole(1, 10_000), 128, "Most uploads by chunk frames in hand on this node; each takes up to 15 MiB of disk."),
     Setting("AURALINK_DATA_DIR", "data_dir", _text, None, "Where `dev` keeps its embedded servers' data; the user's data directory if unset."),
 )  # fmt: skip
 
@@ -337,6 +338,7 @@ class Settings:
     spool_dir: str | None
     log_format: str
     log_level: str
+    transfers: int
     data_dir: str | None
 
     @property

@@ -68,8 +68,9 @@ def plain_tracebacks() -> None:
 
 @pytest.fixture(autouse=True)
 def nothing_blocks_the_loop() -> Iterator[None]:
-    """A blocking call of the hub's own on the event loop is an error; tests and their servers may block it."""
-    with blockbuster_ctx(["hub", "db", "storage"], excluded_modules=["hub.embedded"]) as blockers:
+    """A blocking call of the hub's own on the event loop is an error; tests, their servers and the command line, which
+    has its loop for itself, may block it."""
+    with blockbuster_ctx(["hub", "db", "storage"], excluded_modules=["hub.embedded", "hub.cli"]) as blockers:
         for blocker in blockers.functions.values():
             # For every new connection the driver looks for certificates in the home directory, which nothing prevents.
             blocker.can_block_in("asyncpg/connect_utils.py", "_parse_connect_dsn_and_args")

@@ -22,6 +22,7 @@ from hub.actions import (
     quality,
     rooms,
     sessions,
+    transfers,
 )
 from hub.commands import Commands
 
@@ -40,6 +41,7 @@ def all_commands() -> Commands:
         media,
         files,
         bringing,
+        transfers,
         data,
         presence,
         quality,

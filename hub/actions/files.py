@@ -93,8 +93,7 @@ async def get(ctx: Context, message: NameFile) -> FileView:
 )
 async def download(ctx: Context, message: DownloadFile) -> FileLink:
     """The way to a file's bytes: a redirect to a URL that is good for a moment. A public file takes no token."""
-    file = await _found(ctx, message.file_id)
-    sharing.demand_clean(file, ctx.hub.rules)
+    file = await downloadable(ctx, message.file_id)
     async with ctx.hub.db.tenant(file.tenant_id, file.uploader_id) as tx:
         await files.downloaded(tx, file.id)
     signed = await ctx.hub.store.sign_get(
@@ -104,6 +103,13 @@ async def download(ctx: Context, message: DownloadFile) -> FileLink:
         disposition=attachment(file.name),
     )
     return FileLink(signed.url, signed.expires_at)
+
+
+async def downloadable(ctx: Context, file_id: UUID) -> File:
+    """The file, for somebody who may have its bytes now. Raises what `_found` and `sharing.demand_clean` do."""
+    file = await _found(ctx, file_id)
+    sharing.demand_clean(file, ctx.hub.rules)
+    return file
 
 
 async def _found(ctx: Context, file_id: UUID) -> File:

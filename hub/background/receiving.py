@@ -24,6 +24,7 @@ from db.pool import Database
 from db.uploads import Upload, UploadPart
 from hub import metrics
 from hub.background.spool import Spool
+from hub.context import Progress
 from hub.protocol import errors
 from hub.protocol.errors import HubError
 from hub.state import transfer
@@ -43,6 +44,8 @@ PARTS = metrics.counter("transfer_parts", "Parts handed to the store, by outcome
 ROOM_BYTES = 3 * PART_BYTES
 # How long a chunk waits for a part before it to be stored; the answer is there within 3 s.
 _ROOM_S = 2.0
+# And an ack that would say that nothing more may come.
+_OPENING_S = 0.5
 _AGAIN_S = (0.2, 5.0)
 # For the parts that are complete, and the tail, when a socket breaks or a node goes down.
 _ASIDE_S = 4.0
@@ -75,10 +78,19 @@ class Receiving:
     """An upload whose fence is this node's, for one session. Raises what ended it, once it is over."""
 
     def __init__(
-        self, works: Works, upload: Upload, session_id: str, spool: Spool, tail: bytes, gather_bytes: int
+        self,
+        works: Works,
+        upload: Upload,
+        session_id: str,
+        progress: Progress,
+        *,
+        spool: Spool,
+        tail: bytes,
+        gather_bytes: int,
     ) -> None:
         self.upload = upload
         self.session_id = session_id
+        self.progress = progress.at
         self.at = transfer.taken_up(
             size_bytes=upload.size_bytes,
             part_bytes=PART_BYTES,
@@ -90,7 +102,6 @@ class Receiving:
         self.active_at = time.monotonic()
         # Whether the uploader may still do this was looked at then.
         self.allowed_at = self.active_at
-        self.told_at = 0.0
         # Being laid aside.
         self.leaving: asyncio.Task[None] | None = None
         # Of all bytes; None where some came in by another node, and the whole is to be read once more.
@@ -233,6 +244,11 @@ class Receiving:
             raise _taken_over()
         return multipart_id
 
+    async def opening(self, length: int) -> None:
+        """Until there is room for so much more, or for a moment."""
+        with suppress(errors.ServerBusy, errors.StorageUnavailable, errors.DatabaseUnavailable):
+            await self._until(lambda: transfer.fits(self.at, length) or self.at.whole, _OPENING_S)
+
     # The end
 
     async def finish(self, seconds: float) -> str | None:
@@ -297,8 +313,9 @@ class Receiving:
         key = keys.tail(upload.storage_key, self.at.fence)
         async with self._works.db.tenant(upload.tenant_id, upload.uploader_id) as tx:
             await tombstones.add(tx, upload.id, key, upload.expires_at + _TAIL_FOR)
-        data = await self._works.apart(lambda: self._spool.read(piece.offset, piece.length))
-        await self._works.store.put(key, data)
+        async with self._works.slots:
+            data = await self._works.apart(lambda: self._spool.read(piece.offset, piece.length))
+            await self._works.store.put(key, data)
         return key
 
     def end(self, why: HubError) -> None:

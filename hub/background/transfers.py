@@ -25,7 +25,8 @@ from db.uploads import Upload
 from hub import metrics
 from hub.background.receiving import ROOM_BYTES, Receiving, Works
 from hub.background.spool import Spool
-from hub.context import Bus, Nodes
+from hub.context import Bus, Nodes, Progress
+from hub.context import Receiving as InHand
 from hub.protocol import errors
 from hub.protocol.errors import HubError
 from storage.errors import StorageError
@@ -140,7 +141,7 @@ class Transfers:
         if len(self._in_hand) + self._coming >= self._most:
             raise errors.ServerBusy("this node has its hands full of uploads", retry_after_ms=2000)
 
-    async def open(self, upload: Upload, session_id: str) -> Receiving:
+    async def open(self, upload: Upload, session_id: str, progress: Progress) -> Receiving:
         """Have an upload in hand, whose fence was just taken. Raises ServerBusy, StorageUnavailable, Conflict."""
         self.room()
         self._coming += 1
@@ -152,7 +153,9 @@ class Transfers:
                 # Its fence is stale; whatever it still had in hand comes to nothing.
                 self.close(older)
             gather = min(_GATHER_MOST, max(_GATHER_LEAST, _GATHER_BYTES // (len(self._in_hand) + self._coming)))
-            receiving = Receiving(self._works, upload, session_id, spool, tail, gather)
+            receiving = Receiving(
+                self._works, upload, session_id, progress, spool=spool, tail=tail, gather_bytes=gather
+            )
             self._in_hand[upload.id] = receiving
             OPEN.inc()
             return receiving
@@ -163,7 +166,7 @@ class Transfers:
         if upload.tail_key is None:
             return b""
         try:
-            async with aclosing(self._store.get(upload.tail_key)) as pieces:
+            async with self._works.slots, aclosing(self._store.get(upload.tail_key)) as pieces:
                 tail = b"".join([piece async for piece in pieces])
         except StorageError as error:
             raise errors.StorageUnavailable(retry_after_ms=1000) from error
@@ -183,10 +186,12 @@ class Transfers:
             return self.of(session_id, transfer_id)
         return None
 
-    def close(self, receiving: Receiving) -> None:
+    def close(self, receiving: InHand) -> None:
         """It is a file now, or was given up for good."""
-        receiving.end(errors.NotFound())
-        self._forget(receiving)
+        mine = self._in_hand.get(receiving.upload.id)
+        if mine is receiving:
+            mine.end(errors.NotFound())
+            self._forget(mine)
 
     def left(self, session_id: str) -> None:
         """The session's socket is gone."""

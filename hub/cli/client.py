@@ -29,12 +29,12 @@ class Client:
     def __init__(self, url: str | None, token: str | None) -> None:
         loaded = environment.load()
         self.url = (url or loaded.public_url).rstrip("/")
-        self._token = token or _service_token(loaded)
+        self.token = token or _service_token(loaded)
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
-            headers={"Authorization": f"Bearer {self._token}"}, timeout=aiohttp.ClientTimeout(total=DEADLINE_S)
+            headers={"Authorization": f"Bearer {self.token}"}, timeout=aiohttp.ClientTimeout(total=DEADLINE_S)
         )
         return self
 

@@ -1,4 +1,4 @@
-"""room, node, reconcile, webhook, audit, storage, doctor: operating a running hub."""
+"""room, node, file, reconcile, webhook, audit, storage, doctor: operating a running hub."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import cyclopts
 
-from hub.cli import audit, doctor, nodes, storage, webhooks
+from hub.cli import audit, doctor, files, nodes, storage, webhooks
 from hub.cli.client import Client, Json, Token, Url, ask
 from hub.cli.output import OK, emit_json, say, table
 
@@ -40,6 +40,7 @@ def add_to(app: cyclopts.App) -> None:
     webhooks.add_to(app)
     audit.add_to(app)
     storage.add_to(app)
+    files.add_to(app)
     app.command(doctor.doctor)
 
 

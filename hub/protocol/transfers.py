@@ -9,17 +9,28 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta
 
+from hub.protocol.fields import CallId
+from hub.protocol.files import AccessLevel, ExpiresInHours, FileId, FileName, FileView, MimeType, Sha256, SizeBytes
+
 # What a client is asked to send at once. Small enough that nothing else on the connection waits long.
 CHUNK_BYTES: Final = 65_536
 # What it may send at once, and read at once.
 MOST_CHUNK_BYTES: Final = 262_144
 
 TransferId = Annotated[UUID, Meta(description="As `file:offer` answered it.")]
-Sha256 = Annotated[
-    str,
-    Meta(min_length=64, max_length=64, pattern=r"^[0-9a-f]{64}$(?!\n)", description="Of all its bytes, in hex."),
-]
 Offset = Annotated[int, Meta(ge=0, le=2**53, description="In bytes, from the file's beginning.")]
+
+
+class OfferFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is going to be sent in chunks."""
+
+    call_id: CallId
+    name: FileName
+    size_bytes: SizeBytes
+    mime: MimeType = "application/octet-stream"
+    sha256: Sha256 | None = None
+    access_level: AccessLevel = "call_participants"
+    expires_in_hours: ExpiresInHours | None = None
 
 
 class TransferOffer(msgspec.Struct, frozen=True):
@@ -61,7 +72,7 @@ class ResumeTransfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TransferState(msgspec.Struct, frozen=True):
-    """Send from `offset` on: everything before it is durable."""
+    """Send from `offset` on. On a connection that has just taken it up everything before it is durable."""
 
     file_id: UUID
     transfer_id: UUID
@@ -82,6 +93,12 @@ class CompleteTransfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: Sha256
 
 
+class CompletedTransfer(msgspec.Struct, frozen=True):
+    """It is a file."""
+
+    file: FileView
+
+
 class CancelTransfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A transfer of yours that is not to be."""
 
@@ -91,7 +108,7 @@ class CancelTransfer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ReadFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Some bytes of a file."""
 
-    file_id: Annotated[UUID, Meta(description="The file.")]
+    file_id: FileId
     offset: Offset
     length: Annotated[int, Meta(ge=1, le=MOST_CHUNK_BYTES, description="At most so many bytes.")] = MOST_CHUNK_BYTES
 

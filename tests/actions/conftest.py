@@ -7,8 +7,8 @@ them, from a `socket()` of theirs or by REST.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,7 +24,10 @@ from hub.actions import all_commands
 from hub.actions.members import authorize
 from hub.actions.orders import learn
 from hub.background.quality import Reports
+from hub.background.readings import Readings
+from hub.background.transfers import Transfers
 from hub.cluster import Cluster
+from hub.commands import APPS, FILES
 from hub.context import (
     NOBODY,
     Actor,
@@ -64,6 +67,7 @@ class Socket:
     actor: Actor
     id: str = field(default_factory=lambda: uuid4().hex)
     device_id: str | None = None
+    namespace: str = APPS
     joined: dict[UUID, UUID] = field(default_factory=dict)
     heard: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     positions: dict[UUID, Position] = field(default_factory=dict)
@@ -137,6 +141,10 @@ class Person:
         self.hub.sockets.append(socket)
         return socket
 
+    def files(self) -> Socket:
+        """A connection for chunk frames."""
+        return Socket(self.hub, self.actor, namespace=FILES)
+
     async def listening(self) -> Socket:
         """A socket that also hears what is meant for its user, as every real one does."""
         await self.hub.bus.subscribe_users([(self.actor.tenant_id, self.id)])
@@ -208,6 +216,8 @@ class Node:
         self.reconcile, self.tokens = _Reconciler(), _Tokens()
         self.passwords = Passwords(cost=4)
         self.quality = Reports(db)
+        self.transfers = Transfers(self, store, most=16, spool_directory=None)
+        self.readings = Readings(store)
         self.rules = Rules()
         self.ahead = timedelta()
         self.sockets: list[Socket] = []
@@ -299,6 +309,7 @@ class Node:
             request_id=uuid4().hex,
             session=socket,
             device_id=socket.device_id if socket else None,
+            namespace=socket.namespace if socket else APPS,
         )
 
     async def do(
@@ -405,6 +416,18 @@ async def livekit() -> AsyncIterator[FakeLiveKit]:
         yield fake
 
 
+@asynccontextmanager
+async def going(*works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    tasks = [asyncio.create_task(work) for work in works]
+    await asyncio.sleep(0)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 @pytest.fixture
 async def hub(
     database: TestDatabase, valkey: Valkey, env_name: str, livekit: FakeLiveKit, tmp_path: Path
@@ -420,6 +443,7 @@ async def hub(
         pours = Pours(store, directory=str(tmp_path))
         stack.callback(pours.close)
         node = Node(db, cluster, media, livekit, store, pours, database.admin_dsn)
+        await stack.enter_async_context(going(node.transfers.run(), node.readings.run()))
         stack.callback(node.passwords.close)
         cluster.bus.listen(node)
         yield node

@@ -34,6 +34,11 @@ from tests.db.people import make_call, tenant_id
 CHUNK = 65_536
 
 
+class Silence:
+    async def at(self, received_bytes: int) -> None:
+        pass
+
+
 class Weak:
     """A store that can be told to fail or to hang."""
 
@@ -111,7 +116,7 @@ class Site:
         async with self.db.tenant(self.tenant, "olga") as tx:
             taken = await uploads.take(tx, upload_id, transfers.writer, datetime.now(UTC))
         assert taken is not None
-        return await transfers.open(taken, session)
+        return await transfers.open(taken, session, Silence())
 
     async def stored(self, upload_id: UUID) -> bytes:
         """What the store makes of the parts."""

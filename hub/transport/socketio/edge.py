@@ -277,6 +277,8 @@ class Edge:
                     code, text = str(message.get("code", "closed")), str(message.get("message", ""))
                     CLOSED.labels("asked").inc()
                     session.close(code, text, reconnect=bool(message.get("reconnect", False)))
+            case "yield":
+                self._hub.transfers.asked(UUID(str(message.get("transfer_id"))))
             case _:
                 # Of a newer version of the hub.
                 log.info("control_unknown", kind=str(message.get("kind"))[:32])

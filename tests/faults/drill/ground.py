@@ -8,6 +8,7 @@ import secrets
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -80,6 +81,8 @@ class Ground:
         self.history = History()
         # What broke a promise, for people to read.
         self.found: list[Violation] = []
+        # Faults, by name.
+        self.struck: Counter[str] = Counter()
         self.nodes: list[NodeProcess] = []
         self.clients: list[Client] = []
         # What clients know of; grows with the nodes.
@@ -174,9 +177,12 @@ class Ground:
             for client in clients:
                 tasks.create_task(one(client))
 
+    def token(self, user: str) -> str:
+        return self._tokens.issue(user, display_name=user).token
+
     async def room(self, *, seats: int = 100, owner: str = "owner", node: int = 0) -> str:
         """The id of a fresh call."""
-        token = self._tokens.issue(owner, display_name=owner).token
+        token = self.token(owner)
         body = {"name": "Drill", "call_type": "group", "max_participants": seats}
         headers = {"Authorization": f"Bearer {token}"}
         async with self.http.post(f"{self.urls[node]}/api/v1/rooms", json=body, headers=headers) as response:

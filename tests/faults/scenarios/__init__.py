@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.faults.drill.plan import Scenario
 from tests.faults.scenarios.drained import DRAINED
+from tests.faults.scenarios.files import FILES, HANDED_ON
 from tests.faults.scenarios.forged import FORGED
 from tests.faults.scenarios.frozen import FROZEN
 from tests.faults.scenarios.half_open import HALF_OPEN
@@ -28,6 +29,8 @@ SCENARIOS: dict[str, Scenario] = {
         FORGED,
         SILENT,
         SOAK,
+        HANDED_ON,
+        FILES,
         RANDOM,
     )
 }
