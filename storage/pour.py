@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import random
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import IO, TypeVar
 
 import msgspec
@@ -26,6 +28,8 @@ T = TypeVar("T")
 # One write of what has gathered, so that small reads do not become a thread hop each.
 GATHER_BYTES = 256 * 1024
 _THREADS = 4
+# Between tries of one write; each try has the store's own deadline.
+_AGAIN_S = (0.1, 0.4, 1.5)
 # Parts in memory on their way to the store, over all streams.
 _SLOTS = 2
 
@@ -117,7 +121,16 @@ class Pours:
     async def send(self, spill: Spill, key: str, upload_id: str, number: int, offset: int, length: int) -> Part:
         async with self._slots:
             data = await self.apart(lambda: spill.read(offset, length))
-            return await self._store.put_part(key, upload_id, number, data)
+            return await self.patiently(lambda: self._store.put_part(key, upload_id, number, data))
+
+    async def patiently(self, write: Callable[[], Awaitable[T]]) -> T:
+        """A write again where the store fails: nobody could send a form's bytes again. Raises StorageUnavailable."""
+        for wait_s in _AGAIN_S:
+            try:
+                return await write()
+            except StorageUnavailable:
+                await asyncio.sleep(wait_s * random.uniform(0.8, 1.2))
+        return await write()
 
     @property
     def store(self) -> Store:
@@ -161,7 +174,8 @@ class _Stream:
         await self._write()
         if not self._parts and self._sending is None:
             data = await self._pours.apart(lambda: self._spill.read(0, self._filled))
-            await self._pours.store.put(self._key, data, content_type=self._content_type)
+            put = partial(self._pours.store.put, self._key, data, content_type=self._content_type)
+            await self._pours.patiently(put)
         else:
             if self._filled:
                 await self._send_part()
@@ -190,7 +204,8 @@ class _Stream:
     async def _send_part(self) -> None:
         """Send what is filled, beside filling the other half of the file; the half is free when its part is sent."""
         if self._upload_id is None:
-            self._upload_id = await self._pours.store.begin(self._key, content_type=self._content_type)
+            begin = partial(self._pours.store.begin, self._key, content_type=self._content_type)
+            self._upload_id = await self._pours.patiently(begin)
             await self._begun(self._upload_id)
         await self._sent()
         self._sending = asyncio.create_task(

@@ -78,10 +78,13 @@ async def upload(ctx: Context, message: UploadFile) -> FileView:
             begun=lambda multipart_id: _begun(ctx, row, multipart_id),
             received=Progress(ctx, row, size_bytes=body.size_bytes).at,
         )
+        return await uploading.finish(
+            ctx, row.id, size_bytes=poured.size_bytes, known=poured.sha256, parts=poured.parts
+        )
     except BaseException:
+        # Nobody can send the rest of a form. Where the file was made after all, there is nothing to abandon.
         await asyncio.shield(uploading.abandon(ctx, row.id))
         raise
-    return await uploading.finish(ctx, row.id, size_bytes=poured.size_bytes, known=poured.sha256, parts=poured.parts)
 
 
 async def _within(body: Incoming, most_bytes: int) -> AsyncIterator[bytes]:
@@ -162,10 +165,12 @@ async def copy(ctx: Context, message: CopyFile) -> FileView:
     row = await _reserve_copy(ctx, file, message.access_level or file.access_level)
     try:
         await _copied(ctx, file.storage_key, row.storage_key)
+        return await uploading.finish(
+            ctx, row.id, known=file.sha256, scanned=Scanned(file.scan_status, file.scanned_at)
+        )
     except BaseException:
         await asyncio.shield(uploading.abandon(ctx, row.id))
         raise
-    return await uploading.finish(ctx, row.id, known=file.sha256, scanned=Scanned(file.scan_status, file.scanned_at))
 
 
 @commands.add(

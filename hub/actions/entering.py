@@ -20,6 +20,7 @@ from hub.actions.joining import Seat
 from hub.actions.views import call_view, participant_view
 from hub.commands import Commands, Empty, Http, Rate
 from hub.context import Context, Position, Session
+from hub.policy import Permissions
 from hub.protocol import errors
 from hub.protocol.errors import HubError
 from hub.protocol.media import MediaAccess
@@ -256,8 +257,11 @@ async def _snapshot(
         look = participants.hold if entering else participants.get
         me = await look(tx, call_id, participant_id)
         hands = await queue(tx, call_id)
-        shared = await files.of_snapshot(ctx, tx, call_id, ctx.now())
-        may = members.as_member(ctx.actor, call, me).permissions if call is not None else frozenset()
+        may: Permissions = frozenset()
+        if call is not None:
+            without = await members.taken_away(tx, ctx.actor, me)
+            may = members.as_member(ctx.actor, call, me, without).permissions
+        shared = await files.of_snapshot(ctx, tx, call_id, may)
         lobby = await waiting.queue(tx, call) if call is not None and "lobby_admit" in may else None
         written = await recent(tx, call_id, may)
     if call is None or me is None:

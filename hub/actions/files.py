@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from uuid import UUID
 
 from db import audit, calls, files, system
@@ -12,7 +11,7 @@ from hub.actions import burying, members, pages, sharing
 from hub.actions.telling import tell
 from hub.commands import Commands, Empty, Event, Http, Rate
 from hub.context import Context
-from hub.policy import FEATURE_PERMISSIONS, ROLE_PERMISSIONS, file_matrix
+from hub.policy import FEATURE_PERMISSIONS, ROLE_PERMISSIONS, Permissions, file_matrix
 from hub.protocol import errors
 from hub.protocol.filenames import attachment
 from hub.protocol.files import (
@@ -218,13 +217,11 @@ async def _note(ctx: Context, tx: Transaction, action: str, file: File) -> None:
     )
 
 
-async def of_snapshot(ctx: Context, tx: Transaction, call_id: UUID, now: datetime) -> list[FileView]:
-    """The newest files of a call, for the picture that somebody gets who comes in."""
-    call = await calls.get(tx, call_id)
-    part = await sharing.part_in(ctx, tx, call) if call else None
-    if part is None or "file_download" not in part.allowed:
+async def of_snapshot(ctx: Context, tx: Transaction, call_id: UUID, may: Permissions) -> list[FileView]:
+    """The newest files of a call, for the picture that somebody gets who is in it and may do that."""
+    if "file_download" not in may:
         return []
-    found = await files.of_call(tx, call_id, now=now, takes_part=part.role is not None, limit=SNAPSHOT_FILES)
+    found = await files.of_call(tx, call_id, now=ctx.now(), takes_part=True, limit=SNAPSHOT_FILES)
     return [sharing.view(ctx.hub.rules, file) for file in found]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from pathlib import Path
 
@@ -90,6 +90,28 @@ async def test_what_breaks_off_raises_and_leaves_a_known_upload(pours: Pours, st
     assert [upload.upload_id for upload in (await store.uploads()).items] == begun
     await store.abort("t/c/f", begun[0])
     assert (await store.uploads()).items == ()
+
+
+async def test_a_store_that_fails_now_and_then_costs_nothing(pours: Pours, store: LocalStore) -> None:
+    """Every third write fails; the bytes that came are sent again from the disk."""
+    calls = 0
+
+    def failing(write: Callable[..., Awaitable[object]]) -> Callable[..., Awaitable[object]]:
+        async def sometimes(*args: object, **how: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls % 3 == 1:
+                raise StorageUnavailable("503")
+            return await write(*args, **how)
+
+        return sometimes
+
+    for name in ("put", "begin", "put_part"):
+        setattr(store, name, failing(getattr(store, name)))
+    for size in (100, 17_000_001):
+        data = random.Random(size).randbytes(size)
+        assert await _pour(pours, store, f"t/c/{size}", data) == data
+    assert calls >= 8
 
 
 async def test_a_full_disk_is_the_stores_trouble(pours: Pours) -> None:
