@@ -20,7 +20,7 @@ import msgspec
 
 from db.errors import MigrationError
 from hub import app, logs, settings
-from hub.cli import environment
+from hub.cli import environment, invitation
 from hub.cli.output import OK, Failed, dim, good, note, say
 from hub.embedded import EmbeddedError, Postgres, Valkey, free_port
 from hub.embedded.livekit import LiveKit
@@ -93,13 +93,20 @@ def _run(own: Mapping[str, str], directory: Path, stack: ExitStack) -> int:
 
 async def _serve(loaded: settings.Settings, livekit: LiveKit | None) -> None:
     # No task group: it would wrap the one line that says why the hub cannot serve.
-    media = asyncio.create_task(_bring_up(livekit)) if livekit else None
+    beside = [asyncio.create_task(_bring_up(livekit))] if livekit else []
+
+    def ready() -> None:
+        ada = _welcome(loaded)
+        if ada is not None:
+            beside.append(asyncio.create_task(invitation.offer(loaded.public_url, ada)))
+
     try:
-        await app.serve(loaded, on_ready=lambda: _welcome(loaded))
+        await app.serve(loaded, on_ready=ready)
     finally:
-        if media is not None:
-            media.cancel()
-            await asyncio.wait([media])
+        for each in beside:
+            each.cancel()
+        if beside:
+            await asyncio.wait(beside)
 
 
 async def _bring_up(livekit: LiveKit) -> None:
@@ -127,7 +134,9 @@ async def _prepare_database(postgres: Postgres, kept: Secrets) -> dict[str, str]
     }
 
 
-def _welcome(loaded: settings.Settings) -> None:
+def _welcome(loaded: settings.Settings) -> str | None:
+    """Ada's token, where there is a secret to make one with."""
+    ada = None
     tokens = app.make_tokens(loaded)
     say(good("AuraLink Hub is running") + f" at {loaded.public_url}")
     say(f"  sockets   {loaded.public_url.replace('http', 'ws', 1)}/socket.io/")
@@ -147,6 +156,7 @@ def _welcome(loaded: settings.Settings) -> None:
         say(f"  {_command()} room list   what goes on (in another terminal)")
         say(f"  {_command()} doctor      is everything well?")
     say(dim("\nStop it with Ctrl-C; its data stays."))
+    return ada
 
 
 def _addresses(own: Mapping[str, str]) -> dict[str, str]:

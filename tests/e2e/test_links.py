@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from hub.cli import invitation
 from tests.e2e.stage import Person, Stage
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -156,3 +157,17 @@ async def test_a_crowd_with_passwords_does_not_hold_up_the_node(hub: Stage) -> N
     assert all(retry for code, retry in outcomes if code == "rate_limited")
     # An idle machine does it in milliseconds; on a busy one it is a matter of the processor's turns.
     assert len(live) >= 5 and statistics.median(live) < 0.5
+
+
+async def test_dev_prints_a_link_into_a_call_and_keeps_it(hub: Stage, capsys: pytest.CaptureFixture[str]) -> None:
+    """Again the same as long as its call goes on; then another."""
+    url, ada = hub.nodes[0].url, hub.person("ada-at-home")
+    printed = []
+    for _ in range(3):
+        await invitation.offer(url, ada.token)
+        printed.append(capsys.readouterr().out.split()[1])
+        if len(printed) == 2:
+            (room,) = (await ada.rest("GET", "/rooms")).body["items"]
+            assert (await ada.rest("POST", f"/rooms/{room['call_id']}/end", {})).status == 200
+    assert printed[0] == printed[1] != printed[2]
+    assert (await _public(hub, "GET", f"/join/{printed[2].rpartition('/')[2]}"))[0] == 200
