@@ -29,8 +29,8 @@ log = structlog.get_logger(__name__)
 
 # So long somebody without a device is remembered, with what they chose and when they were last seen.
 KEPT_MS = 30 * 86_400_000
-_GATHER_S = 0.05
-_BATCH = 200
+_GATHER_S = 0.1
+_BATCH = 100
 _AT_ONCE = 500
 _RETRY_S = 0.5
 _SWEEP_S = 1.0

@@ -13,7 +13,7 @@ from hub.cluster.nodes import Nodes
 from hub.cluster.redis import Door, Script
 from hub.protocol.errors import ClusterUnavailable
 
-_BATCH = 200
+_BATCH = 100
 _GATHER_S = 0.1
 _RETRY_S = 0.5
 
