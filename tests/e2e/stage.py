@@ -249,7 +249,8 @@ class Person:
             "Authorization": f"Bearer {self.token}",
             **{name.replace("_", "-"): v for name, v in headers.items()},
         }
-        options: dict[str, Any] = {} if body is None else {"json": body}
+        kind = "data" if isinstance(body, aiohttp.FormData) else "json"
+        options: dict[str, Any] = {} if body is None else {kind: body}
         async with self._http.request(method, url, headers=headers, **options) as response:
             text = await response.read()
             return Answer(response.status, response.headers, await response.json(content_type=None) if text else None)

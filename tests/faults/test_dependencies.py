@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import aiohttp
 import psutil  # type: ignore[import-untyped]
 import pytest
 
@@ -109,7 +110,11 @@ class Case:
     not_needed_by: frozenset[str] = frozenset()
 
 
-_WITHOUT_DATABASE = frozenset({"session:ping", "session:refresh", "session:me", "session:limits", "admin:config"})
+_WITHOUT_DATABASE = frozenset(
+    {"session:ping", "session:refresh", "session:me", "session:limits", "session:policy", "admin:config"}
+)
+# Refused for a reason of its own before it comes to a database: no guest asks, no scanner is there.
+_REFUSED_BEFORE = frozenset({"link:renew", "file:rescan"})
 _CLUSTERED = frozenset(
     {
         *("admin:nodes", "admin:sessions", "admin:overview", "admin:close_session", "admin:drain_node"),
@@ -122,7 +127,7 @@ _DATABASE = {
     "beside": "migrations",
     "code": "database_unavailable",
     "ready": False,
-    "needed_by": _ALL - _WITHOUT_DATABASE - _CLUSTERED - {"admin:reconcile"},
+    "needed_by": _ALL - _WITHOUT_DATABASE - _REFUSED_BEFORE - _CLUSTERED - {"admin:reconcile"},
     "not_needed_by": _WITHOUT_DATABASE,
 }
 _REDIS = {
@@ -248,15 +253,29 @@ def socket_commands(it: Play) -> dict[str, tuple[str | None, dict[str, Any]]]:
         "contact:update": (None, {"contact_id": op_id(), "favorite": True}),
         "contact:remove": (None, {"contact_id": op_id()}),
         "presence:unwatch": (None, {"user_ids": ["ben"]}),
+        "file:list": (None, c),
+        "file:get": (None, {"file_id": op_id()}),
+        "file:delete": (None, {"file_id": op_id()}),
+        "file:rescan": (None, {"file_id": op_id()}),
+        "file:copy": (None, {"file_id": op_id(), "call_id": it.calls[4]}),
+        "file:move": (None, {"file_id": op_id(), "call_id": it.calls[4]}),
+        "link:renew": (None, {}),
     }
 
 
+def _form(call_id: str) -> aiohttp.FormData:
+    form = aiohttp.FormData({"call_id": call_id})
+    form.add_field("file", b"abc", filename="a.txt", content_type="text/plain")
+    return form
+
+
 def rest_calls(it: Play) -> dict[str, tuple[str, str, Any]]:
-    room = f"/rooms/{it.call_id}"
+    room, c = f"/rooms/{it.call_id}", {"call_id": it.call_id}
     nobody = "00000000-0000-4000-8000-000000000000"
     return {
         "session:me": ("GET", "/me", None),
         "session:limits": ("GET", "/limits", None),
+        "session:policy": ("GET", "/policy", None),
         "room:create": ("POST", "/rooms", {"name": MADE, "call_type": "group"}),
         "room:list": ("GET", "/rooms", None),
         "room:get": ("GET", room, None),
@@ -290,6 +309,27 @@ def rest_calls(it: Play) -> dict[str, tuple[str, str, Any]]:
         "contact:add": ("POST", "/contacts", {"user_id": "ben"}),
         "contact:update": ("PATCH", f"/contacts/{nobody}", {"favorite": True}),
         "contact:remove": ("DELETE", f"/contacts/{nobody}", None),
+        "file:list": ("GET", f"/files?call_id={it.call_id}", None),
+        "file:get": ("GET", f"/files/{nobody}", None),
+        "file:download": ("GET", f"/files/{nobody}/download", None),
+        "file:preview": ("GET", f"/files/{nobody}/preview", None),
+        "file:delete": ("DELETE", f"/files/{nobody}", None),
+        "file:rescan": ("POST", f"/files/{nobody}/rescan", {}),
+        "file:upload": ("POST", "/files/upload", _form(it.call_id)),
+        "file:presign": ("POST", "/files/presign", {**c, "name": "a.txt", "size_bytes": 3, "mime_type": "text/plain"}),
+        "file:confirm": ("POST", f"/files/{nobody}/complete", {}),
+        "file:copy": ("POST", f"/files/{nobody}/copy", {"call_id": it.calls[4]}),
+        "file:move": ("POST", f"/files/{nobody}/move", {"call_id": it.calls[4]}),
+        "link:create": ("POST", "/links", c),
+        "link:list": ("GET", "/links", None),
+        "link:get": ("GET", f"/links/{nobody}", None),
+        "link:update": ("PATCH", f"/links/{nobody}", {"title": "Another"}),
+        "link:revoke": ("DELETE", f"/links/{nobody}", None),
+        "link:analytics": ("GET", f"/links/{nobody}/analytics", None),
+        "link:picture": ("GET", f"/links/{nobody}/qr.svg", None),
+        "link:resolve": ("GET", "/links/resolve/AAAAAAAA", None),
+        "link:validate": ("POST", "/links/validate/AAAAAAAA", {}),
+        "link:renew": ("POST", "/links/renew", {}),
         "admin:announce": ("POST", "/admin/announce", {"message": "Soon"}),
         "admin:drain_node": ("POST", "/admin/nodes/nobody/drain", {}),
         "admin:undrain_node": ("POST", "/admin/nodes/nobody/undrain", {}),
@@ -345,7 +385,9 @@ async def test_every_command_is_asked_in_these_tests() -> None:
 
 
 # What is refused for a reason of its own: nobody was banned, no such session, a call that another command ended first.
-_OWN_REASONS = frozenset({"not_found", "conflict", "call_ended", "banned", "not_in_room", "room_locked"})
+_OWN_REASONS = frozenset(
+    {"not_found", "conflict", "call_ended", "banned", "not_in_room", "room_locked", "forbidden", "link_expired"}
+)
 
 
 @pytest.mark.slow
