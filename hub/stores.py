@@ -37,7 +37,8 @@ def make_store(settings: Settings, signer: UrlSigner) -> AbstractAsyncContextMan
         return nullcontext(Nowhere("AURALINK_STORAGE is not set"))
     parts = urlsplit(place)
     if parts.scheme == "file":
-        return LocalStore(Path(unquote(parts.path)), signer, timeout_s=settings.storage_timeout_s)
+        directory = Path(unquote(parts.path))
+        return LocalStore(directory, signer, timeout_s=settings.storage_timeout_s, observe=_observe)
     # Half a second and 28 MB that a hub without it does not need.
     from storage.s3 import S3Store
 

@@ -37,12 +37,13 @@ from storage.disk import NewFile, Reading, open_object, place, sync_directory, w
 from storage.errors import (
     ObjectMissing,
     PartsMismatch,
+    StorageError,
     StorageRefused,
     StorageUnavailable,
     UploadMissing,
 )
 from storage.signing import UrlSigner
-from storage.store import OCTETS, SMALL_BYTES, Page, Part, Signed, Stored, Upload, UploadPage, check_parts
+from storage.store import OCTETS, SMALL_BYTES, Observe, Page, Part, Signed, Stored, Upload, UploadPage, check_parts
 
 T = TypeVar("T")
 
@@ -68,18 +69,21 @@ class _Begun(msgspec.Struct, frozen=True):
 class LocalStore:
     """`async with LocalStore(Path("/var/lib/hub"), UrlSigner("https://hub/storage", secret)) as store`."""
 
-    def __init__(self, directory: Path, signer: UrlSigner, *, timeout_s: float = 2.5) -> None:
+    def __init__(
+        self, directory: Path, signer: UrlSigner, *, timeout_s: float = 2.5, observe: Observe | None = None
+    ) -> None:
         self._objects = directory / "objects"
         self._types = directory / "types"
         self._uploads = directory / "uploads"
         self._incoming = directory / "incoming"
         self._signer = signer
+        self._observe = observe
         self._timeout_s = timeout_s
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="storage")
         self._free = asyncio.Semaphore(_THREADS)
 
     async def __aenter__(self) -> Self:
-        await self._run(self._prepare)
+        await self._run("prepare", self._prepare)
         return self
 
     async def __aexit__(
@@ -100,19 +104,19 @@ class LocalStore:
                 file.write(data)
                 return self._settle(file, key, target, content_type)
 
-        return await self._run(write)
+        return await self._run("put", write)
 
     async def head(self, key: str) -> Stored:
-        return await self._run(lambda: self._head(key))
+        return await self._run("head", lambda: self._head(key))
 
     async def get(self, key: str, *, offset: int = 0, length: int | None = None) -> AsyncGenerator[bytes, None]:
         path = self._object(key)
-        file = await self._run(lambda: Reading(path, key, offset))
+        file = await self._run("get", lambda: Reading(path, key, offset))
         try:
             left = length
             while left is None or left > 0:
                 most = PIECE_BYTES if left is None else min(PIECE_BYTES, left)
-                piece = await self._run(lambda most=most: file.read(most))  # type: ignore[misc]
+                piece = await self._threaded(lambda most=most: file.read(most), self._timeout_s)  # type: ignore[misc]
                 if not piece:
                     return
                 if left is not None:
@@ -130,7 +134,7 @@ class LocalStore:
                 file.append(old.fileno())
                 return self._settle(file, target, there, kind)
 
-        return await self._run(copy, times=_COPY_TIMES)
+        return await self._run("copy", copy, times=_COPY_TIMES)
 
     async def move(self, source: str, target: str) -> Stored:
         here, there = self._object(source), self._object(target)
@@ -148,11 +152,11 @@ class LocalStore:
             self._forget(source)
             return self._head(target)
 
-        return await self._run(move)
+        return await self._run("move", move)
 
     async def delete(self, key: str) -> None:
         keys.check(key)
-        await self._run(lambda: self._forget(key))
+        await self._run("delete", lambda: self._forget(key))
 
     async def list(self, prefix: str = "", *, cursor: str | None = None, limit: int = 1000) -> Page:
         limit = max(1, min(limit, 1000))
@@ -166,7 +170,7 @@ class LocalStore:
                     found.append(_stored(key, path))
             return Page(tuple(found))
 
-        return await self._run(collect)
+        return await self._run("list", collect)
 
     # ---------------------------------------------------------------------------------------------------------- parts
 
@@ -183,7 +187,7 @@ class LocalStore:
             sync_directory(self._uploads)
             return upload_id
 
-        return await self._run(begin)
+        return await self._run("begin", begin)
 
     async def put_part(self, key: str, upload_id: str, number: int, data: bytes) -> Part:
         if not 1 <= number <= 10_000 or not data:
@@ -201,7 +205,7 @@ class LocalStore:
                     raise UploadMissing(upload_id) from None
             return Part(number, digest, len(data))
 
-        return await self._run(write)
+        return await self._run("put_part", write)
 
     async def complete(self, key: str, upload_id: str, parts: Sequence[Part]) -> Stored:
         check_parts(parts)
@@ -225,14 +229,14 @@ class LocalStore:
             self._drop(directory)
             return stored
 
-        return await self._run(complete, times=_COPY_TIMES)
+        return await self._run("complete", complete, times=_COPY_TIMES)
 
     async def abort(self, key: str, upload_id: str) -> None:
         def abort() -> None:
             with suppress(UploadMissing):
                 self._drop(self._upload(key, upload_id)[0])
 
-        await self._run(abort)
+        await self._run("abort", abort)
 
     async def uploads(self, prefix: str = "", *, cursor: str | None = None, limit: int = 1000) -> UploadPage:
         limit = max(1, min(limit, 1000))
@@ -247,7 +251,7 @@ class LocalStore:
                     found.append(Upload(begun.key, name, begun.started_at))
             return UploadPage(tuple(found))
 
-        return await self._run(collect)
+        return await self._run("uploads", collect)
 
     # ----------------------------------------------------------------------------------------------------- signed URLs
 
@@ -257,19 +261,12 @@ class LocalStore:
     async def sign_put(self, key: str, *, ttl_s: int, content_type: str, size_bytes: int) -> Signed:
         return self._signer.put(key, ttl_s=ttl_s, content_type=content_type, size_bytes=size_bytes)
 
-    async def path(self, key: str) -> Path:
-        """The file of an object, for the hub to send. Raises ObjectMissing."""
-        path = self._object(key)
-        if not await self._run(path.is_file):
-            raise ObjectMissing(key)
-        return path
-
     async def ping(self) -> None:
         def look() -> None:
             if not os.access(self._objects, os.R_OK | os.W_OK | os.X_OK):
                 raise StorageRefused(f"{self._objects}: not there, or not ours to write")
 
-        await self._run(look)
+        await self._run("ping", look)
 
     # ------------------------------------------------------------------------------------- what runs in the threads
 
@@ -342,11 +339,22 @@ class LocalStore:
             raise UploadMissing(upload_id)
         return directory, begun
 
-    async def _run(self, work: Callable[[], T], *, times: int = 1) -> T:
+    async def _run(self, name: str, work: Callable[[], T], *, times: int = 1) -> T:
         """In a thread, within the deadline; a thread that hangs keeps its place until it comes back."""
+        started, outcome = time.monotonic(), "ok"
+        try:
+            return await self._threaded(work, self._timeout_s * times)
+        except StorageError as error:
+            outcome = type(error).__name__
+            raise
+        finally:
+            if self._observe is not None:
+                self._observe(name, outcome, time.monotonic() - started)
+
+    async def _threaded(self, work: Callable[[], T], within_s: float) -> T:
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._timeout_s * times):
+            async with asyncio.timeout(within_s):
                 await self._free.acquire()
                 try:
                     running = loop.run_in_executor(self._pool, work)
@@ -356,7 +364,7 @@ class LocalStore:
                 running.add_done_callback(self._done)
                 return await asyncio.shield(running)
         except TimeoutError as error:
-            raise StorageUnavailable(f"the disk did not answer within {self._timeout_s * times:g} s") from error
+            raise StorageUnavailable(f"the disk did not answer within {within_s:g} s") from error
         except OSError as error:
             again = error.errno in _AGAIN
             raise (StorageUnavailable if again else StorageRefused)(error.strerror or str(error)) from error

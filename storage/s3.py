@@ -40,7 +40,7 @@ from storage.errors import (
     UploadMissing,
 )
 from storage.signing import UrlSigner
-from storage.store import OCTETS, SMALL_BYTES, Page, Part, Signed, Stored, Upload, UploadPage, check_parts
+from storage.store import OCTETS, SMALL_BYTES, Observe, Page, Part, Signed, Stored, Upload, UploadPage, check_parts
 
 PIECE_BYTES: Final = 256 * 1024
 _CONNECT_S: Final = 1.0
@@ -49,9 +49,6 @@ _CONNECTIONS: Final = 64
 _PAUSES_S: Final = (0.05, 0.1, 0.2, 0.4)
 # A copy takes the store as long as the object is large.
 _COPY_TIMES: Final = 4
-
-Observe = Callable[[str, str, float], None]
-"""Hears of every call: its name, `ok` or the error's class, seconds. It must not block."""
 
 
 class S3Options(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ raise stands with it. Every write may be repeated with the same arguments. Sizes
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Literal, Protocol
 
@@ -19,6 +19,10 @@ MOST_PARTS = 10_000
 # What `put` takes at once; more goes by parts.
 SMALL_BYTES = 8 * 1024 * 1024
 OCTETS = "application/octet-stream"
+
+
+Observe = Callable[[str, str, float], None]
+"""Hears of every call to a store: its name, `ok` or the error's class, seconds. It must not block."""
 
 
 class Stored(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from storage import keys
-from storage.errors import StorageRefused, StorageUnavailable
+from storage.errors import ObjectMissing, StorageRefused, StorageUnavailable
 from storage.local import LocalStore
 
 from .conftest import SIGNER
@@ -83,3 +83,14 @@ async def test_a_directory_that_is_gone_is_refused(local: LocalStore, tmp_path: 
     (tmp_path / "store" / "objects").rmdir()
     with pytest.raises(StorageRefused):
         await local.ping()
+
+
+async def test_the_calls_are_seen(tmp_path: Path) -> None:
+    seen: list[tuple[str, str]] = []
+    async with LocalStore(
+        tmp_path, SIGNER, observe=lambda name, outcome, seconds: seen.append((name, outcome))
+    ) as store:
+        with pytest.raises(ObjectMissing):
+            await store.head(KEY)
+        await store.put(KEY, b"")
+    assert seen == [("prepare", "ok"), ("head", "ObjectMissing"), ("put", "ok")]
