@@ -40,6 +40,8 @@ log = structlog.get_logger("hub.contacts")
 commands = Commands()
 
 News = list[tuple[str, Event]]
+# No user has that id.
+NOBODY = ""
 
 
 @commands.add("contact:list", needs="user", http=Http("GET", "/contacts"), mutates=False)
@@ -117,10 +119,10 @@ async def _add(ctx: Context, tx: Transaction, message: AddContact, news: News) -
     if message.blocked:
         return mine
     theirs = await contacts.ask(tx, message.user_id, at_most=rules.contact_requests_per_user)
-    if theirs is None:
-        return mine
-    news.append((theirs.owner_id, ContactChanged(await _shown(tx, theirs))))
-    return await contacts.set_status(tx, mine.id, "accepted") if theirs.status == "accepted" else mine
+    # Where they are told nothing, that takes as long as telling them.
+    told = ContactChanged(await _shown(tx, theirs or mine))
+    news.append((theirs.owner_id if theirs else NOBODY, told))
+    return await contacts.set_status(tx, mine.id, "accepted") if theirs and theirs.status == "accepted" else mine
 
 
 @commands.add(

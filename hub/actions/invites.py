@@ -16,6 +16,7 @@ from db import audit, bans, calls, contacts, invites, participants, users
 from db.invites import Invite
 from db.pool import Transaction
 from hub.actions import members, pages
+from hub.actions.contacts import NOBODY
 from hub.actions.views import call_view
 from hub.commands import Commands, Empty, Event, Http, Rate
 from hub.context import Context
@@ -104,7 +105,8 @@ async def send(ctx: Context, message: SendInvite) -> InviteSent:
             created_at=now,
             expires_at=answer.expires_at,
         )
-        ctx.due_to_users((one, event) for one in callees if one not in silent)
+        # Who blocks the caller is not told; that nobody is takes as long as telling them.
+        ctx.due_to_users((NOBODY if one in silent else one, event) for one in callees)
         await ctx.keep(tx, answer)
     return answer
 

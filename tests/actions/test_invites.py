@@ -115,6 +115,27 @@ async def test_of_many_devices_that_answer_at_once_exactly_one_wins(scene: Scene
     await heard(scene.socket, "invite:accepted")
 
 
+async def test_of_an_answer_and_a_caller_who_gives_up_at_once_one_counts(scene: Scene) -> None:
+    """Whichever it is, both sides are told the same, and the log says it."""
+    for number in range(4):
+        callee = scene.hub.person(f"u{number}")
+        at_callee = await device(callee)
+        invite_id = await scene.ring(callee.id)
+        asked = [
+            at_callee.ack("invite:accept", invite_id=invite_id),
+            scene.socket.ack("invite:cancel", invite_id=invite_id),
+        ]
+        answered, gave_up = await asyncio.gather(*(asked if number % 2 else reversed(asked)))
+        answered, gave_up = (answered, gave_up) if number % 2 else (gave_up, answered)
+        assert gave_up.ok
+        ((_, _, status),) = [row for row in await scene.log() if row[1] == callee.id]
+        assert status == ("accepted" if answered.ok else "canceled")
+        await eventually(lambda: len(of(at_callee)) == 2)  # noqa: B023
+        reason = of(at_callee)[1][1]["reason"]
+        assert reason == ("answered_elsewhere" if answered.ok else "canceled")
+    await eventually(lambda: len(of(scene.socket)) == 4)
+
+
 @pytest.mark.parametrize("reason", ["declined", "busy"])
 async def test_who_declines_is_told_of_with_the_reason_and_rings_nowhere_any_more(scene: Scene, reason: str) -> None:
     ben = scene.hub.person("ben")
