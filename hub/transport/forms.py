@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final, Protocol
+from uuid import UUID
 
 import msgspec
 from aiohttp import BodyPartReader, MultipartReader, hdrs, web
 from aiohttp.web_protocol import RequestPayloadError
 
 from hub.commands import Command
-from hub.context import Context, Hub
+from hub.context import Actor, Context, Hub
 from hub.dispatch import Dispatcher, invalid
 from hub.protocol import errors
 from hub.protocol.errors import FieldError
@@ -30,6 +33,7 @@ from storage.pour import GATHER_BYTES, Spill
 FILE: Final = "file"
 # Of one node at once: each has a task, a socket and a file on disk, and those whose file comes first up to its size.
 _MOST_AT_ONCE: Final = 64
+_MOST_OF_ONE: Final = 16
 _FIELD_BYTES: Final = 8 * 1024
 _MOST_FIELDS: Final = 16
 # What boundaries, headers and fields may add to the file.
@@ -46,6 +50,7 @@ class Spills(Protocol):
 
     async def spill(self) -> Spill: ...
     async def apart(self, work: Callable[[], Any]) -> Any: ...
+    def discard(self, spill: Spill) -> None: ...
 
 
 def setup(app: web.Application, dispatcher: Dispatcher, hub: Hub, spills: Spills) -> None:
@@ -58,16 +63,25 @@ def setup(app: web.Application, dispatcher: Dispatcher, hub: Hub, spills: Spills
 
 
 class _Places:
+    """Raises ServerBusy where all are taken, RateLimited where one person has too many of them."""
+
     def __init__(self) -> None:
-        self.taken = 0
+        self._taken: Counter[tuple[UUID, str]] = Counter()
 
-    def __enter__(self) -> None:
-        if self.taken >= _MOST_AT_ONCE:
+    @contextmanager
+    def one(self, actor: Actor) -> Iterator[None]:
+        who = (actor.tenant_id, actor.user_id)
+        if self._taken.total() >= _MOST_AT_ONCE:
             raise errors.ServerBusy("this node has its hands full of uploads", retry_after_ms=2000)
-        self.taken += 1
-
-    def __exit__(self, *_: object) -> None:
-        self.taken -= 1
+        if self._taken[who] >= _MOST_OF_ONE:
+            raise errors.RateLimited(f"at most {_MOST_OF_ONE} forms at once", retry_after_ms=2000)
+        self._taken[who] += 1
+        try:
+            yield
+        finally:
+            self._taken[who] -= 1
+            if not self._taken[who]:
+                del self._taken[who]
 
 
 def _handler(
@@ -79,7 +93,7 @@ def _handler(
         request[COMMAND] = command
         actor = await rest.authenticate(request, hub)
         most_bytes = _demand_form(request, hub.rules.file_bytes)
-        with places:
+        with places.one(actor):
             form = _Form(request, kinds, command.message, most_bytes)
             fields, file = await form.begin()
             ctx = Context(hub=hub, actor=actor, request_id=request[REQUEST_ID], client=rest.client_of(request))
@@ -93,7 +107,7 @@ def _handler(
                 fields = await form.rest()
                 return rest.respond(command, await dispatcher.run_for(ctx, command, fields, door="rest"))
             finally:
-                spill.close()
+                spills.discard(spill)
 
     return handle
 
