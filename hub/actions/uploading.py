@@ -24,6 +24,7 @@ from db.errors import DatabaseUnavailable
 from db.files import File
 from db.pool import Transaction
 from db.uploads import Upload
+from hub import metrics
 from hub.actions import burying, members, sharing
 from hub.actions.telling import tell
 from hub.context import Context
@@ -37,6 +38,11 @@ from storage.errors import ObjectMissing, PartsMismatch, UploadMissing
 from storage.store import Part
 
 log = structlog.get_logger("hub.uploading")
+
+MADE = metrics.counter("files_made", "Files that were made, by the way they came", "source")
+REFUSED = metrics.counter(
+    "files_refused", "Uploads whose bytes were refused for good when they were to become files", "source", "code"
+)
 
 # Longer than a command that finishes one may take: nobody else begins while it could still be at it.
 _LEASE_S = 90.0
@@ -170,8 +176,11 @@ async def finish(
         for said in (claimed, upload.sha256):
             if said is not None and said != checked.sha256:
                 raise errors.ChecksumMismatch(details={"sha256": checked.sha256})
-        return await _commit(ctx, upload, checked, scanned, answer)
-    except _FINAL:
+        view = await _commit(ctx, upload, checked, scanned, answer)
+        MADE.labels(upload.source).inc()
+        return view
+    except _FINAL as refusal:
+        REFUSED.labels(upload.source, refusal.code).inc()
         await abandon(ctx, upload.id)
         raise
     except BaseException:
