@@ -22,8 +22,7 @@ from aiohttp import web
 from msgspec import Meta
 
 from hub import __version__, app, logs, memory
-from hub.background.ringing import Latecomers
-from hub.cluster import Cluster
+from hub.cluster import Cluster, SessionInfo
 from hub.commands import Commands, Empty, Event, Rate
 from hub.context import Context, Hub, Member, Position, Rules
 from hub.dispatch import Dispatcher
@@ -34,6 +33,7 @@ from hub.transport import middleware
 from hub.transport.auth import TokenRules, Tokens
 from hub.transport.socketio import Edge, EdgeOptions, listening
 from hub.transport.socketio.codec import Codec
+from hub.transport.socketio.session import Session
 from tests.bench.stall import Stall
 
 # The load comes from one address and a few thousand users; what a limit costs is that it is counted.
@@ -182,11 +182,30 @@ class BenchHub:
             session.socket.write(*frames[codec])
 
 
-class _NobodyRings:
-    """There is no table of rings without a database."""
+class _Register:
+    """What a node keeps of its sessions in Redis: the list that operators see, and the devices of their users."""
 
-    def came(self, session_id: str, tenant_id: UUID, user_id: str) -> None:
-        pass
+    def __init__(self, cluster: Cluster) -> None:
+        self._sessions, self._presence, self._watching = cluster.sessions, cluster.presence, cluster.watching
+
+    def opened(self, session: Session) -> None:
+        actor = session.actor
+        self._presence.opened(session.id, actor.tenant_id, actor.user_id)
+        self._sessions.opened(
+            SessionInfo(
+                session_id=session.id,
+                tenant_id=actor.tenant_id,
+                user_id=actor.user_id,
+                connected_at=session.connected_at,
+                client=session.client,
+                device_id=session.device_id,
+            )
+        )
+
+    def closed(self, session: Session) -> None:
+        self._sessions.closed(session.id)
+        self._presence.closed(session.id, goodbye=session.goodbye)
+        self._watching.forget(session.id)
 
 
 async def serve(port: int, secret: str, redis_url: str, node_id: str, *, watch: bool) -> None:
@@ -201,7 +220,7 @@ async def serve(port: int, secret: str, redis_url: str, node_id: str, *, watch: 
             dispatcher=Dispatcher(commands, seen, _nobody),
             hub=seen,
             subscriptions=hub.bus,
-            register=app._SessionRegister(cluster, cast(Latecomers, _NobodyRings())),
+            register=_Register(cluster),
             options=_OPTIONS,
         )
         hub.edge = edge
