@@ -66,10 +66,10 @@ async def test_hashes_and_salts_are_forgotten_and_numbers_stay(hub: Node) -> Non
     """S-072: after the next day nobody can tell who a visitor was."""
     link = await a_link(hub)
     await visitor(hub).do("link:resolve", short_code=link.short_code)
-    await Tidy(hub.db, hub.clock, chat_for=timedelta(days=365)).once()
+    await Tidy(hub.db, hub.clock, chat_for=timedelta(days=365), quality_for=timedelta(days=365)).once()
     assert await hub.value("SELECT count(*) FROM link_visitors") == 1
     hub.ahead = timedelta(days=2)
-    assert await Tidy(hub.db, hub.clock, chat_for=timedelta(days=365)).once() >= 1
+    assert await Tidy(hub.db, hub.clock, chat_for=timedelta(days=365), quality_for=timedelta(days=365)).once() >= 1
     for table in ("link_visitors", "visitor_salts"):
         assert await hub.value(f"SELECT count(*) FROM {table}") == 0
     found = await seen(hub, link)
