@@ -375,7 +375,6 @@ async def _serving(
         control.run(),
         node.transfers.run(),
         node.readings.run(),
-        Expiry(node, node.undertaker).run(),
         inbox.run(),
         node.sweep.run(),
         Due(node).run(),
