@@ -230,6 +230,25 @@ async def test_an_organisation_without_a_uuid_gets_one_for_good() -> None:
     assert tenant_id("acme") != tenant_id("Acme")
 
 
+@pytest.mark.parametrize(
+    ("told", "email"),
+    [
+        ({"email": "Zoe@Example.com"}, "zoe@example.com"),
+        ({"email": "zoe@example.com", "email_verified": True}, "zoe@example.com"),
+        ({"email": "zoe@example.com", "email_verified": False}, ""),
+        ({"email": "zoe@example.com", "email_verified": "yes"}, ""),
+        ({"email": "zoe"}, ""),
+        ({"email": "zoe@evil.example@example.com"}, ""),
+        ({"email": ["zoe@example.com"]}, ""),
+        ({"user_metadata": {"email": "zoe@example.com"}}, ""),
+        ({}, ""),
+    ],
+)
+async def test_an_address_counts_where_the_identity_provider_vouches_for_it(told: dict[str, Any], email: str) -> None:
+    """S-067: not what people wrote into their own profile."""
+    assert (await tokens().verify(signed(claims(**told)))).email == email
+
+
 async def test_a_guest_token_is_bound_to_its_call() -> None:
     bound = GuestPass(call_id=uuid4(), role="viewer", denied=("chat_post",))
     tenant = uuid4()
