@@ -40,7 +40,7 @@ ASIDE = metrics.counter(
 )
 
 # Gathered in memory before a write to the spool: over all uploads, and of one.
-_GATHER_BYTES = 4 * 1024 * 1024
+_GATHER_BYTES = 2 * 1024 * 1024
 _GATHER_MOST, _GATHER_LEAST = 1024 * 1024, 65_536
 # Parts in memory on their way to the store.
 _SLOTS = 2
