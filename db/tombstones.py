@@ -56,3 +56,11 @@ UPDATE file_tombstones SET attempts = attempts + 1, next_attempt_at = $2, last_e
 async def postpone(tx: Transaction, tombstone_id: int, at: datetime, error: str) -> None:
     """The store did not delete them; again then."""
     await tx.execute(POSTPONE, tombstone_id, at, error[:500])
+
+
+SPARE = "DELETE FROM file_tombstones WHERE file_id = $1 AND storage_key = $2"
+
+
+async def spare(tx: Transaction, file_id: UUID, storage_key: str) -> None:
+    """These bytes are the file's after all."""
+    await tx.execute(SPARE, file_id, storage_key)

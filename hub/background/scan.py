@@ -50,6 +50,8 @@ _AGAIN_S = (2.0, 300.0)
 # Then it has failed: after some ten minutes without a scanner or a store.
 _ATTEMPTS = 9
 _PREVIEW_ATTEMPTS = 3
+# A copy that was set aside and came to nothing is cleared away then.
+_ASIDE_S = 3600.0
 
 
 class Scanner(Protocol):
@@ -154,6 +156,8 @@ class Scan:
         key = keys.infected(file.tenant_id, file.call_id, file.id)
         try:
             if key != file.storage_key:
+                async with self._desk.db.tenant(file.tenant_id, file.uploader_id) as tx:
+                    await tombstones.add(tx, file.id, key, self._desk.clock() + timedelta(seconds=_ASIDE_S))
                 await self._desk.store.copy(file.storage_key, key)
         except StorageError as error:
             # That nobody gets another URL is more urgent.
@@ -179,6 +183,7 @@ class Scan:
             if kept is None:
                 return
             if key != file.storage_key:
+                await tombstones.spare(tx, file.id, key)
                 await tombstones.add(tx, file.id, file.storage_key, now)
             alarming = status in ("infected", "failed") and kept.access_level != "private"
             heard.append((kept, await self._absent(tx, kept) if alarming else []))
