@@ -365,18 +365,15 @@ class Bus:
         if stream is not None:
             stream.waits, arrivals = envelope.number, stream.arrivals
 
-        def done(future: asyncio.Future[int]) -> None:
-            if future.cancelled():
-                return
-            if future.exception() is not None:
+        def then(outcome: Any) -> None:
+            if isinstance(outcome, Exception):
                 self.counters.failed += 1
                 self._hearing.hear(keys.channel_bytes, None, envelope)
             elif stream is not None:
-                stream.counted(future.result(), arrivals)
+                stream.counted(outcome, arrivals)
 
         sealed = self._signer.seal(keys.channel_bytes, envelope)
-        call = self._line.call("SPUBLISH", keys.channel, b"\n" + sealed, budget_s=PUBLISH_S)
-        call.add_done_callback(done)
+        self._line.tell("SPUBLISH", keys.channel, b"\n" + sealed, budget_s=PUBLISH_S, then=then)
 
 
 def encode_body(
@@ -387,7 +384,11 @@ def encode_body(
         body = _encode(payload)
         if by is None:
             return body
-        return b'{"by":%b%b%b' % (_encode(dict(by)), b"," if len(body) > 2 else b"", body[1:])
+        return b'{"by":%b%b%b' % (
+            _encode(by if type(by) is dict else dict(by)),
+            b"," if len(body) > 2 else b"",
+            body[1:],
+        )
     fields: dict[str, Any] = msgspec.to_builtins(payload)
     rest = {name: value for name, value in fields.items() if name not in envelope_fields}
     return _encode({"by": dict(by), **rest} if by is not None else rest)

@@ -112,6 +112,13 @@ class Line:
             return future
         return self._publish.call(*words, budget_s=budget_s)
 
+    def tell(self, *words: bytes | str | int, budget_s: float, then: Callable[[Any], None]) -> None:
+        """See `Link.tell`."""
+        if self._publish is None:
+            then(LinkLost("not connected"))
+        else:
+            self._publish.tell(*words, budget_s=budget_s, then=then)
+
     async def run_script(self, script: Script, keys: Sequence[str], *args: bytes | str | int, budget_s: float) -> Any:
         """Raises ServerRefused or LinkLost. All scripts of one loop turn leave in one write."""
         try:

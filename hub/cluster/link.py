@@ -10,7 +10,7 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import hiredis
 import msgspec
@@ -51,10 +51,30 @@ class Endpoint(msgspec.Struct, frozen=True):
     tls: ssl.SSLContext | None = None
 
 
-class _Waiting(NamedTuple):
-    future: asyncio.Future[Any]
-    sent_at: float
-    deadline: float
+class _Hearer:
+    """In place of a future, for who wants no more than to be called: a future calls a turn later, and costs more than
+    the command."""
+
+    __slots__ = ("_done", "_then")
+
+    def __init__(self, then: Callable[[Any], None]) -> None:
+        self._then, self._done = then, False
+
+    def done(self) -> bool:
+        return self._done
+
+    def set_result(self, outcome: Any) -> None:
+        self._done = True
+        self._then(outcome)
+
+    set_exception = set_result
+
+    def exception(self) -> None:
+        """It has been told."""
+
+
+# What waits for a reply, since when, and until when: of the loop's clock.
+_Waiting = tuple[asyncio.Future[Any] | _Hearer, float, float]
 
 
 class Link(asyncio.Protocol):
@@ -76,23 +96,30 @@ class Link(asyncio.Protocol):
 
     def oldest_wait_s(self) -> float:
         """For how long the oldest command has been without an answer, whether or not somebody still waits for it."""
-        return self._loop.time() - self._waiting[0].sent_at if self._waiting else 0.0
+        return self._loop.time() - self._waiting[0][1] if self._waiting else 0.0
 
     def call(self, *words: Word, budget_s: float = 1.0) -> asyncio.Future[Any]:
         """Send a command; the future brings the reply or raises ServerRefused, or LinkLost within the budget."""
         future: asyncio.Future[Any] = self._loop.create_future()
+        self._call(future, words, budget_s)
+        return future
+
+    def tell(self, *words: Word, budget_s: float, then: Callable[[Any], None]) -> None:
+        """The same without a future: `then` is called with the reply, or with the error. It must not raise."""
+        self._call(_Hearer(then), words, budget_s)
+
+    def _call(self, hearer: asyncio.Future[Any] | _Hearer, words: tuple[Word, ...], budget_s: float) -> None:
         if not self.up:
-            future.set_exception(LinkLost("not connected"))
-            return future
+            hearer.set_exception(LinkLost("not connected"))
+            return
         if len(self._waiting) >= WAITING_COMMANDS or self._buffered() > WRITE_BUFFER_BYTES:
-            future.set_exception(LinkLost("too much is waiting for the server"))
-            return future
+            hearer.set_exception(LinkLost("too much is waiting for the server"))
+            return
         now = self._loop.time()
-        self._waiting.append(_Waiting(future, now, now + budget_s))
+        self._waiting.append((hearer, now, now + budget_s))
         if self._age_check is None:
             self._age_check = self._loop.call_later(_AGE_CHECK_S, self._look_at_ages)
         self.send(*words)
-        return future
 
     def send(self, *words: Word) -> None:
         """Send a command whose answer comes as a push."""
@@ -120,10 +147,11 @@ class Link(asyncio.Protocol):
 
     def _expire(self) -> None:
         now = self._loop.time()
-        for waiting in self._waiting:
-            if waiting.deadline <= now and not waiting.future.done():
+        # Whoever is told may call again.
+        for hearer, _, deadline in list(self._waiting):
+            if deadline <= now and not hearer.done():
                 # It keeps its place, so that the replies that follow find theirs.
-                waiting.future.set_exception(LinkLost("no answer in time"))
+                hearer.set_exception(LinkLost("no answer in time"))
         self._age_check = self._loop.call_later(_AGE_CHECK_S, self._look_at_ages) if self._waiting else None
 
     # asyncio.Protocol
@@ -137,7 +165,7 @@ class Link(asyncio.Protocol):
         try:
             while (reply := reader.gets()) is not False:
                 if self._waiting:
-                    self._answer(self._waiting.popleft().future, reply)
+                    self._answer(self._waiting.popleft()[0], reply)
                 elif self._on_push is not None:
                     self._on_push(reply)
         except hiredis.ProtocolError as error:
@@ -148,7 +176,7 @@ class Link(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._end(exc)
 
-    def _answer(self, future: asyncio.Future[Any], reply: Any) -> None:
+    def _answer(self, future: asyncio.Future[Any] | _Hearer, reply: Any) -> None:
         if future.done():
             return
         if isinstance(reply, ServerRefused):
@@ -163,7 +191,7 @@ class Link(asyncio.Protocol):
         if not self.lost.done():
             self.lost.set_result(None)
         while self._waiting:
-            future = self._waiting.popleft().future
+            future = self._waiting.popleft()[0]
             if not future.done():
                 future.set_exception(LinkLost(f"connection lost: {cause or 'closed'}"))
                 # Nobody may be waiting any more: then it is no news.

@@ -47,6 +47,9 @@ class NodeInfo(msgspec.Struct, frozen=True):
     load: dict[str, int] = {}
 
 
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
 class Clock:
     """Redis' clock, as far as this node knows it. One clock for all nodes: their own may differ by minutes."""
 
@@ -73,9 +76,7 @@ class Clock:
 
 def monotonic_s() -> float:
     """Goes on while the machine sleeps, where the system has such a clock: a lease does not wait for us."""
-    if hasattr(time, "CLOCK_BOOTTIME"):
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-    return time.monotonic()
+    return time.clock_gettime(_CLOCK)
 
 
 def new_incarnation() -> str:

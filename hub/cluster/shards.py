@@ -7,7 +7,7 @@ subscriptions; and whatever was not heard in between is read from the logs, as a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
@@ -78,6 +78,20 @@ class Shards:
         answer = line.call(*words, budget_s=budget_s)
         answer.add_done_callback(self._look_at)
         return answer
+
+    def tell(self, *words: bytes | str | int, budget_s: float, then: Callable[[Any], None]) -> None:
+        """See `Link.tell`."""
+        line = self._line_of(_text(words[1]))
+        if line is None:
+            then(LinkLost("not connected"))
+            return
+
+        def look(outcome: Any) -> None:
+            if isinstance(outcome, ServerRefused) and outcome.code in WRONG_SERVER:
+                self._topology.stale()
+            then(outcome)
+
+        line.tell(*words, budget_s=budget_s, then=look)
 
     async def run_script(self, script: Script, keys: Sequence[str], *args: bytes | str | int, budget_s: float) -> Any:
         """`keys` are of one slot. Raises ServerRefused or LinkLost."""

@@ -16,10 +16,14 @@ class Bucket:
 
     def take(self, now: float) -> int:
         """Take one token at `now` (seconds, monotonic). 0: taken; else the milliseconds until there is one."""
-        wait_ms = self.wait(now)
-        if not wait_ms:
-            self._tokens -= 1
-        return wait_ms
+        if self._at is not None:
+            tokens = self._tokens + (now - self._at) * self.times / self._per_s
+            self._tokens = tokens if tokens < self.times else float(self.times)
+        self._at = now
+        if self._tokens < 1:
+            return self.wait(now)
+        self._tokens -= 1
+        return 0
 
     def wait(self, now: float) -> int:
         """How long until there is one, without taking it."""

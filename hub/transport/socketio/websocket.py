@@ -88,6 +88,9 @@ class Reader:
 
     def next(self) -> tuple[int, bytes] | None:
         """The next whole message, TEXT (valid UTF-8) or BINARY, or control frame. Raises Broken: no more after that."""
+        text = self._short_text() if self._later is None and self._parts is None else None
+        if text is not None:
+            return frames.TEXT, text
         while self.held >= self._wanted:
             if self._later is not None and len(self._chunk) - self._at < _LONGEST_HEAD:
                 self._chunk = b"".join((self._chunk[self._at :], *self._later))
@@ -100,6 +103,31 @@ class Reader:
             if message is not None:
                 return message
         return None
+
+    def _short_text(self) -> bytes | None:
+        """The next message, where it is one of several short texts that came in one piece."""
+        chunk, at, size = self._chunk, self._at, self.held
+        if size < _SHORTEST or chunk[at] != _LONE_TEXT or chunk[at + 1] < _MASKED:
+            return None
+        start = at + _SHORTEST
+        length = chunk[at + 1] & _SIZE
+        if length == 126:
+            start += 2
+            length = chunk[at + 2] << 8 | chunk[at + 3]
+        end = start + length
+        if length == 127 or end > len(chunk) or length > self._limit:
+            return None
+        payload = bytearray(chunk[start:end])
+        websocket_mask(chunk[start - 4 : start], payload)
+        if not payload.isascii():
+            return None
+        self.held -= end - at
+        self._wanted = _SHORTEST
+        if self.held:
+            self._at = end
+        else:
+            self._chunk = b""
+        return bytes(payload)
 
     def _frame(self) -> tuple[int, bytes] | None:
         """First byte and payload, or None while it has not arrived."""
