@@ -8,10 +8,14 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator
 from uuid import UUID
 
+import structlog
+
 from db.files import File
 from hub.protocol import errors
 from storage.errors import ObjectMissing, StorageError
 from storage.store import Store
+
+log = structlog.get_logger("hub.readings")
 
 # Streams open at once; who was quiet longest makes room.
 _MOST = 256
@@ -129,4 +133,8 @@ class Readings:
             return
         reading.gone = True
         if not reading.busy:
-            await reading.pieces.aclose()
+            try:
+                await reading.pieces.aclose()
+            except Exception:
+                # Nobody reads on from there.
+                log.exception("stream_not_closed")

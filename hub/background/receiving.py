@@ -172,6 +172,10 @@ class Receiving:
             await self._works.apart(write)
         except HubError as error:
             self.end(error)
+        except Exception:
+            # One upload's bug ends one upload.
+            log.exception("spool_crashed", transfer_id=str(self.id))
+            self.end(errors.Internal())
         else:
             self._spooled = offset + sum(map(len, batch))
         finally:
@@ -209,6 +213,10 @@ class Receiving:
                 except (StorageError, HubError) as error:
                     PARTS.labels("failed").inc()
                     self.end(_as_refusal(error))
+                except Exception:
+                    log.exception("part_crashed", transfer_id=str(self.id))
+                    PARTS.labels("failed").inc()
+                    self.end(errors.Internal())
                 else:
                     PARTS.labels("kept").inc()
                     self.at = transfer.keep(self.at, piece)

@@ -214,6 +214,8 @@ class Transfers:
     async def _see_off(self, receiving: Receiving) -> None:
         try:
             ASIDE.labels("kept" if await receiving.lay_aside() else "lost").inc()
+        except Exception:
+            log.exception("lay_aside_crashed", transfer_id=str(receiving.id))
         finally:
             self._forget(receiving)
 

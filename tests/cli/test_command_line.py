@@ -36,7 +36,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     text = capsys.readouterr().out
     for command in (
         *("serve", "dev", "migrate", "check-config", "config-doc", "token", "doctor"),
-        *("reconcile", "webhook", "audit", "storage", "spec", "room", "version"),
+        *("file", "reconcile", "webhook", "audit", "storage", "spec", "room", "version"),
     ):
         assert command in text
 
