@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 import unicodedata
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,17 +29,29 @@ CHECKS = metrics.counter("password_checks", "Passwords hashed or checked, by out
 COST = 10
 # bcrypt knows no more of a password; longer ones are refused, never cut.
 MOST_BYTES = 72
-# About two seconds of work at COST.
+# About two seconds of work at COST, and no more than these on a machine that is slower or busy.
 _WAITING_PER_THREAD = 40
+_PATIENCE_S = 3.0
 _BUSY_RETRY_MS = 1000
 
 
 class Passwords:
     """Hashes and checks. Owns its threads: `close()` it."""
 
-    def __init__(self, *, cost: int = COST, threads: int | None = None, waiting: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        cost: int = COST,
+        threads: int | None = None,
+        waiting: int | None = None,
+        patience_s: float = _PATIENCE_S,
+    ) -> None:
         count = threads or max(1, (os.cpu_count() or 2) - 1)
         self._cost = cost
+        self._count = count
+        self._patience_s = patience_s
+        # How long one takes lately.
+        self._each_s = 0.0
         self._most = waiting or count * _WAITING_PER_THREAD
         self._under_way = 0
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="passwords")
@@ -68,7 +81,8 @@ class Passwords:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def _run(self, work: Callable[[], T]) -> T:
-        if self._under_way >= self._most:
+        late = self._under_way * self._each_s / self._count > self._patience_s
+        if self._under_way >= self._most or (late and self._under_way >= self._count):
             CHECKS.labels("busy").inc()
             raise RateLimited("too many passwords are being checked", retry_after_ms=_BUSY_RETRY_MS)
         self._under_way += 1
@@ -79,10 +93,16 @@ class Passwords:
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(self._over)
 
-        future = self._threads.submit(work)
+        future = self._threads.submit(self._timed, work)
         # Not when the caller gives up: what a thread has begun it finishes.
         future.add_done_callback(over)
         return await asyncio.wrap_future(future)
+
+    def _timed(self, work: Callable[[], T]) -> T:
+        started = time.perf_counter()
+        result = work()
+        self._each_s += (time.perf_counter() - started - self._each_s) / 4
+        return result
 
     def _over(self) -> None:
         self._under_way -= 1

@@ -61,6 +61,16 @@ async def test_who_finds_too_many_waiting_is_told_to_come_again() -> None:
     passwords.close()
 
 
+async def test_nobody_waits_longer_than_somebody_waits_for_the_answer() -> None:
+    """However few they are: on a slow machine that is fewer. One is always let try."""
+    passwords = Passwords(cost=6, threads=1, patience_s=0.0)
+    await passwords.check("x", None)
+    for _ in range(2):
+        outcomes = await asyncio.gather(*(passwords.check("x", None) for _ in range(10)), return_exceptions=True)
+        assert [type(each) for each in outcomes] == [bool, *[RateLimited] * 9]
+    passwords.close()
+
+
 async def test_the_place_of_somebody_who_gave_up_is_given_on() -> None:
     passwords = Passwords(cost=8, threads=1, waiting=2)
     given_up = [asyncio.ensure_future(passwords.check("x", None)) for _ in range(2)]
@@ -79,13 +89,13 @@ async def test_the_place_of_somebody_who_gave_up_is_given_on() -> None:
 
 
 async def test_the_loop_goes_on_while_passwords_are_checked() -> None:
-    """S-068: of the time that 20 checks take, the loop loses next to nothing."""
+    """S-068: of the time that the checks take, the loop loses next to nothing."""
     passwords = Passwords(cost=10)
-    checks = asyncio.gather(*(passwords.check("x", None) for _ in range(20)))
+    checks = asyncio.gather(*(passwords.check("x", None) for _ in range(10)), return_exceptions=True)
     turns = 0
     while not checks.done():
         await asyncio.sleep(0.001)
         turns += 1
-    # Twenty times 30 ms or more, on a loop that would have had no turn at all.
-    assert turns > 50
+    # Ten times 30 ms or more, on a loop that would have had no turn at all.
+    assert turns > 20
     passwords.close()
