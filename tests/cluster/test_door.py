@@ -37,8 +37,9 @@ def test_a_connection_that_closes_under_a_write_is_a_redis_that_is_away(valkey: 
     async def write_to_a_closed_connection() -> None:
         door = Door(valkey.url)
         await door.command("PING")
-        assert door._link is not None and door._link._transport is not None
-        door._link._transport.abort()
+        link = door._ways[None].link
+        assert link is not None and link._transport is not None
+        link._transport.abort()
         with pytest.raises(ClusterUnavailable):
             await door.command("PING")
         assert await door.command("PING")
