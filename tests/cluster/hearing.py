@@ -10,6 +10,9 @@ from uuid import UUID
 
 import msgspec
 
+from hub.cluster import Cluster
+from hub.cluster.line import Line
+
 SECRET = b"a secret of the tests, long enough"
 
 
@@ -59,6 +62,13 @@ class Ear:
     @property
     def said(self) -> list[str]:
         return [event["text"] for event in self.events]
+
+
+def line_of(cluster: Cluster) -> Line:
+    """The bus's line to its one server."""
+    line = cluster.bus._line
+    assert isinstance(line, Line)
+    return line
 
 
 async def until(fact: Callable[[], bool], timeout_s: float = 5.0) -> None:

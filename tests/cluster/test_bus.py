@@ -12,7 +12,7 @@ from hub.cluster import Cluster
 from hub.context import Position
 from hub.protocol.errors import ClusterUnavailable
 from tests.cluster.conftest import OpenNode
-from tests.cluster.hearing import until
+from tests.cluster.hearing import line_of, until
 
 
 class Said(msgspec.Struct, frozen=True):
@@ -159,7 +159,7 @@ async def test_the_log_keeps_a_thousand_events_and_says_so_when_asked_for_more(o
 
 async def test_publishes_of_one_loop_turn_leave_in_one_write(open_node: OpenNode) -> None:
     a, _ = await open_node("a")
-    link = a.bus._line._publish
+    link = line_of(a)._publish
     assert link is not None and link._transport is not None
     writes: list[int] = []
     write = link._transport.write
@@ -216,8 +216,8 @@ async def test_scripts_that_were_flushed_are_sent_again(open_node: OpenNode) -> 
 async def test_a_deaf_bus_is_not_ready_though_redis_answers(open_node: OpenNode) -> None:
     a, _ = await open_node("a")
     await a.hears()
-    assert a.bus._line._hear is not None
-    a.bus._line._hear.close()
+    assert line_of(a)._hear is not None
+    line_of(a)._hear.close()
     with pytest.raises(ClusterUnavailable):
         async with asyncio.timeout(5):
             while True:
@@ -327,7 +327,7 @@ async def test_a_node_that_may_not_hear_of_others_tells_by_redis(open_node: Open
     call_id = uuid4()
     await a.bus.subscribe_room(call_id)
     assert _direct(a, call_id)
-    stream, line = a.bus._hearing.stream(a.bus._keys.room(call_id)), a.bus._line
+    stream, line = a.bus._hearing.stream(a.bus._keys.room(call_id)), line_of(a)
     assert stream is not None and line._hear is not None
     trusted = stream.arrivals
     line._hear.close()

@@ -12,7 +12,7 @@ from hub.cluster import Cluster, Direct
 from hub.context import Position
 from hub.embedded import Valkey
 from tests.cluster.conftest import OpenNode
-from tests.cluster.hearing import Ear, until
+from tests.cluster.hearing import Ear, line_of, until
 
 TENANT = UUID(int=3)
 
@@ -138,7 +138,7 @@ async def test_what_one_node_said_while_redis_was_away_ends_the_epoch(open_node:
 async def test_a_hole_is_mended_from_the_log(open_node: OpenNode) -> None:
     (a, _), (b, ear) = await open_node("a"), await open_node("b")
     await b.bus.subscribe_users([(TENANT, "anna")])
-    hear, channel = b.bus._line._hear, b.bus._keys.user(TENANT, "anna").channel
+    hear, channel = line_of(b)._hear, b.bus._keys.user(TENANT, "anna").channel
     assert hear is not None
     hear.send("SUNSUBSCRIBE", channel)
     await asyncio.sleep(0.05)

@@ -16,7 +16,7 @@ from hub.cluster import Cluster
 from hub.embedded import Valkey
 from hub.protocol.errors import ClusterUnavailable
 from tests.cluster.conftest import OpenNode
-from tests.cluster.hearing import until
+from tests.cluster.hearing import line_of, until
 from tests.cluster.test_roster import entry, states
 from tests.fakes.proxy import Proxy
 
@@ -66,7 +66,7 @@ async def test_a_hole_is_filled_from_the_log_before_what_follows(open_node: Open
     await say(a, call_id, "1", "2")
     await until(lambda: len(ear_b.events) == 2)
     channel = b.bus._keys.room(call_id).channel
-    hear = b.bus._line._hear
+    hear = line_of(b)._hear
     assert hear is not None
     hear.send("SUNSUBSCRIBE", channel)
     await asyncio.sleep(0.05)
@@ -86,7 +86,7 @@ async def test_a_hole_that_the_log_no_longer_covers_is_announced(open_node: Open
     (a, _), (b, ear_b) = await open_node("a"), await open_node("b")
     call_id = uuid4()
     await b.bus.subscribe_room(call_id)
-    hear = b.bus._line._hear
+    hear = line_of(b)._hear
     assert hear is not None
     hear.send("SUNSUBSCRIBE", b.bus._keys.room(call_id).channel)
     for _ in range(11):
@@ -275,7 +275,7 @@ async def test_a_log_that_lost_its_end_and_grew_again_is_noticed(open_node: Open
     await a.bus.subscribe_room(call_id)
     await say(b, call_id, "1", "2", "3")
     await until(lambda: len(ear_a.events) == 3)
-    hear = a.bus._line._hear
+    hear = line_of(a)._hear
     assert hear is not None
     hear.send("SUNSUBSCRIBE", a.bus._keys.room(call_id).channel)
     await asyncio.sleep(0.02)

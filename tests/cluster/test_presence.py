@@ -16,7 +16,7 @@ from hub.embedded import Valkey
 from hub.protocol.errors import ClusterUnavailable, Conflict
 from hub.state.presence import Known, Presence, seen_by
 from tests.cluster.conftest import OpenNode
-from tests.cluster.hearing import until
+from tests.cluster.hearing import line_of, until
 from tests.cluster.test_roster import die
 
 TENANT = UUID(int=7)
@@ -274,7 +274,7 @@ async def test_what_was_missed_while_the_line_was_down_is_made_up_for(open_node:
     (a, _), (b, _) = await open_node("a"), await open_node("b")
     watcher = Watcher(b)
     await watcher.watch("anna")
-    line = b.bus._line
+    line = line_of(b)
     assert line._hear is not None
     line._hear.close()
     a.presence.opened("s", TENANT, "anna")

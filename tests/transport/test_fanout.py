@@ -36,7 +36,7 @@ async def test_a_burst_in_one_turn_of_the_loop_cuts_nobody_off() -> None:
         call_id = str(uuid4())
         assert (await client.command("room:join", {"call_id": call_id}))["ok"]
         session = next(iter(edge.edge.sessions()))
-        session.socket.transport = AtTheEndOfTheTurn(session.socket.transport)
+        session.socket.transport = AtTheEndOfTheTurn(session.socket.transport)  # type: ignore[assignment]
         session.socket._descriptor = session.socket._direct = -1
         # In the turn that writes the burst.
         asyncio.get_running_loop().call_soon(session.send, "test:typed", {"text": "first"})
