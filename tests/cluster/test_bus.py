@@ -216,8 +216,9 @@ async def test_scripts_that_were_flushed_are_sent_again(open_node: OpenNode) -> 
 async def test_a_deaf_bus_is_not_ready_though_redis_answers(open_node: OpenNode) -> None:
     a, _ = await open_node("a")
     await a.hears()
-    assert line_of(a)._hear is not None
-    line_of(a)._hear.close()
+    hear = line_of(a)._hear
+    assert hear is not None
+    hear.close()
     with pytest.raises(ClusterUnavailable):
         async with asyncio.timeout(5):
             while True:
