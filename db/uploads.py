@@ -211,6 +211,14 @@ async def record_part(tx: Transaction, upload_id: UUID, fence: int, offset: int,
     return stored
 
 
+HOLD = "SELECT true FROM uploads WHERE id = $1 AND fence = $2 AND completing_until IS NULL FOR SHARE"
+
+
+async def hold(tx: Transaction, upload_id: UUID, fence: int) -> bool:
+    """Whether it is that writer's still; then it stays there until the transaction ends."""
+    return await tx.fetchval(HOLD, upload_id, fence) is not None
+
+
 LAY_ASIDE = """
 UPDATE uploads SET writer = NULL, tail_key = coalesce($3, tail_key), tail_bytes = coalesce($4, tail_bytes)
 WHERE id = $1 AND fence = $2 AND completing_until IS NULL RETURNING true

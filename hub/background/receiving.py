@@ -320,6 +320,9 @@ class Receiving:
         upload = self.upload
         key = keys.tail(upload.storage_key, self.at.fence)
         async with self._works.db.tenant(upload.tenant_id, upload.uploader_id) as tx:
+            # Held, so that the end of the upload finds the tombstone, or there is none.
+            if not await uploads.hold(tx, upload.id, self.at.fence):
+                raise _taken_over()
             await tombstones.add(tx, upload.id, key, upload.expires_at + _TAIL_FOR)
         async with self._works.slots:
             data = await self._works.apart(lambda: self._spool.read(piece.offset, piece.length))

@@ -329,6 +329,20 @@ async def test_tails_are_deleted_once_they_are_of_no_use(site: Site) -> None:
     assert {each.key for each in (await site.store.list()).items} == set(keys)
 
 
+async def test_what_is_over_leaves_no_tail(site: Site) -> None:
+    """The socket breaks while its upload becomes a file, or is given up: nothing is laid aside any more."""
+    upload = await site.offer(1000)
+    incoming = await site.take_up("one", upload.id)
+    await send(incoming, some_bytes(1000))
+    async with site.db.tenant(site.tenant, "olga") as tx:
+        await uploads.drop(tx, upload.id)
+    site.nodes["one"].left("s1")
+    await site.nodes["one"].finish()
+    async with site.db.tenant(site.tenant, "olga") as tx:
+        keys = [row["storage_key"] for row in await tx.fetch("SELECT storage_key FROM file_tombstones")]
+    assert keys == [upload.storage_key] and not (await site.store.list()).items
+
+
 async def _until(true: Any, seconds: float = 5.0) -> None:
     async with asyncio.timeout(seconds):
         while not true():  # noqa: ASYNC110 - what is waited for has no event of its own

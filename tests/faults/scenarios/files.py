@@ -246,12 +246,15 @@ async def _doors(ground: Ground, stack: AsyncExitStack, place: Path) -> tuple[li
 
 
 async def _leftovers(ground: Ground, place: Path) -> list[Figure]:
-    """Once the sweep has been by: what lies in the store and belongs to no file."""
+    """Once the sweep has been by: what lies in the store and belongs to no file, or is open still."""
     admin = await asyncpg.connect(ground.database.admin_dsn)
     try:
+        # Of whose offer the sender never heard, since the line broke: a day later their time would be over.
+        abandoned = await admin.fetch("UPDATE uploads SET expires_at = now() RETURNING id")
 
         async def swept() -> bool:
-            return not await admin.fetchval("SELECT count(*) FROM file_tombstones")
+            query = "SELECT (SELECT count(*) FROM file_tombstones) + (SELECT count(*) FROM uploads)"
+            return not await admin.fetchval(query)
 
         took_s = await until(swept, timeout_s=_SWEPT_S, every_s=0.5)
         rows = await admin.fetch("SELECT storage_key, preview_storage_key FROM files")
@@ -262,6 +265,7 @@ async def _leftovers(ground: Ground, place: Path) -> list[Figure]:
     store = place / "store"
     objects = {str(path.relative_to(store / "objects")) for path in (store / "objects").rglob("*") if path.is_file()}
     return [
+        told("uploads that nobody finished", len(abandoned)),
         none("tombstones after the sweep", took_s is None),
         none("orphans after the sweep", len(objects - known)),
         none("files without bytes", len(known - objects)),
