@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_WITH_PORT = re.compile(r"\[(?P<v6>[^\]]*)\](?::[0-9]{1,5})?|(?P<v4>[0-9.]+):[0-9]{1,5}")
 
 
 def networks(texts: Iterable[str]) -> tuple[Network, ...]:
@@ -16,12 +18,12 @@ def client_address(address: str, forwarded_for: str, trusted: tuple[Network, ...
     """The nearest address that is no trusted proxy. `address`: the transport's; "" where it has none (a UNIX socket).
 
     X-Forwarded-For is read from its end: what stands before the first address we do not trust was written by whoever
-    sits there, and proves nothing.
+    sits there, and proves nothing. A hop may have a port (`192.0.2.1:5060`, `[2001:db8::1]:5060`), which is left off.
     """
     if not trusted or not _within(address, trusted):
         return address
     for hop in reversed(forwarded_for.split(",")):
-        hop = hop.strip()
+        hop = _without_port(hop.strip())
         if not _is_address(hop):
             return address
         address = hop
@@ -41,6 +43,11 @@ def network_of(address: str) -> str:
     if found.ipv4_mapped:
         return str(found.ipv4_mapped)
     return str(ipaddress.IPv6Network((int(found) >> 64 << 64, 64)))
+
+
+def _without_port(hop: str) -> str:
+    found = _WITH_PORT.fullmatch(hop)
+    return hop if found is None else found["v6"] or found["v4"]
 
 
 def _is_address(text: str) -> bool:

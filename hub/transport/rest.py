@@ -223,7 +223,9 @@ def _if_match(request: web.Request) -> str | None:
 
 
 def visitor_of(request: web.Request, trusted: tuple[Network, ...]) -> Visitor:
-    address = client_address(request.remote or "", request.headers.get("X-Forwarded-For", ""), trusted)
+    # A proxy may append a line of its own: several are one list.
+    forwarded_for = ",".join(request.headers.getall("X-Forwarded-For", ()))
+    address = client_address(request.remote or "", forwarded_for, trusted)
     early = request.headers.get("Sec-Purpose", request.headers.get("Purpose", ""))
     return Visitor(
         network=network_of(address),
