@@ -220,17 +220,29 @@ async def hold(tx: Transaction, upload_id: UUID, fence: int) -> bool:
 
 
 LAY_ASIDE = """
-UPDATE uploads SET writer = NULL, tail_key = coalesce($3, tail_key), tail_bytes = coalesce($4, tail_bytes)
-WHERE id = $1 AND fence = $2 AND completing_until IS NULL RETURNING true
+UPDATE uploads SET writer = NULL, tail_key = coalesce($4, tail_key), tail_bytes = coalesce($5, tail_bytes)
+WHERE id = $1 AND fence = $2 AND stored_bytes = $3 AND completing_until IS NULL RETURNING true
 """
 
 
-async def lay_aside(tx: Transaction, upload_id: UUID, fence: int, tail_key: str | None, tail_bytes: int | None) -> bool:
+async def lay_aside(
+    tx: Transaction, upload_id: UUID, fence: int, stored_bytes: int, tail_key: str | None, tail_bytes: int | None
+) -> bool:
     """Its writer gives it up, for anybody to `take`; with the tail that it has laid aside, None: no other than before.
+    The tail begins at `stored_bytes`.
 
-    False: another writer took over, or the file is just being made.
+    False: another writer took over, there are more parts than that, or the file is just being made.
     """
-    return await tx.fetchval(LAY_ASIDE, upload_id, fence, tail_key, tail_bytes) is not None
+    kept: bool | None = await tx.fetchval(LAY_ASIDE, upload_id, fence, stored_bytes, tail_key, tail_bytes)
+    return kept is not None
+
+
+RELEASE = "UPDATE uploads SET writer = NULL WHERE id = $1 AND fence = $2 AND completing_until IS NULL"
+
+
+async def release(tx: Transaction, upload_id: UUID, fence: int) -> None:
+    """Its writer gives it up with what the row says of it."""
+    await tx.execute(RELEASE, upload_id, fence)
 
 
 LEASE = f"""

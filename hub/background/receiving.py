@@ -116,6 +116,8 @@ class Receiving:
         self._sending: asyncio.Task[None] | None = None
         self._multipart_id = upload.multipart_id
         self._over: HubError | None = None
+        # Being given up: what is in hand goes on to the store, nothing is added to it.
+        self._closing = False
         # What keeps a part from being stored, for the time being.
         self._trouble: HubError | None = None
         self._news = asyncio.Event()
@@ -138,13 +140,15 @@ class Receiving:
     async def chunk(self, offset: int, data: bytes) -> Transfer:
         """Take the next chunk. Raises OffsetMismatch, FileTooLarge; StorageUnavailable, ServerBusy where it cannot be
         taken now; or what ended the upload."""
-        self._demand_open()
+        self._demand_taking()
         transfer.expect(self.at, offset, len(data))
         if self._pending_bytes >= self._gather_bytes:
-            await self._until(lambda: self._writing is None)
+            await self._until(lambda: self._writing is None or self._closing)
+            self._demand_taking()
             self._write()
         if not transfer.fits(self.at, len(data)):
-            await self._until(lambda: transfer.fits(self.at, len(data)))
+            await self._until(lambda: transfer.fits(self.at, len(data)) or self._closing)
+            self._demand_taking()
         # Between here and the end nothing waits: what is accepted is in hand.
         self.at = transfer.accept(self.at, offset, len(data))
         self._pending.append(data)
@@ -281,6 +285,9 @@ class Receiving:
         """Give it up so that any node can go on where this one stands. False: what was not stored is lost."""
         if self._over is not None:
             return False
+        # Before anything waits: bytes behind the tail that is being kept would belong between it and the parts.
+        self._closing = True
+        self._changed()
         try:
             async with asyncio.timeout(_ASIDE_S):
                 await self._settle()
@@ -289,13 +296,16 @@ class Receiving:
                 self.end(_laid_aside())
                 async with self._works.db.tenant(self.upload.tenant_id, self.upload.uploader_id) as tx:
                     kept = piece.length if piece is not None else None
-                    if not await uploads.lay_aside(tx, self.id, self.at.fence, key, kept):
-                        return False
+                    aside = await uploads.lay_aside(tx, self.id, self.at.fence, self.at.kept, key, kept)
+                if not aside:
+                    await self._release()
+                    return False
                 if piece is not None:
                     self.at = transfer.lay_aside(self.at, piece)
             return True
-        except (HubError, StorageError, DatabaseUnavailable, TimeoutError) as error:
-            log.warning("tail_lost", transfer_id=str(self.id), error=str(error)[:200])
+        except (HubError, StorageError, DatabaseUnavailable, TimeoutError, AssertionError) as error:
+            # An assertion of the state's: a tail that does not fit is none.
+            log.warning("tail_lost", transfer_id=str(self.id), error=repr(error)[:200])
             await self._release()
             return False
         finally:
@@ -305,7 +315,7 @@ class Receiving:
         """Whoever waits for it need not wait longer."""
         with suppress(DatabaseUnavailable):
             async with self._works.db.tenant(self.upload.tenant_id, self.upload.uploader_id) as tx:
-                await uploads.lay_aside(tx, self.id, self.at.fence, None, None)
+                await uploads.release(tx, self.id, self.at.fence)
 
     async def _settle(self) -> None:
         """What is in hand is in the spool, and complete parts are in the store."""
@@ -340,6 +350,11 @@ class Receiving:
     def _demand_open(self) -> None:
         if self._over is not None:
             raise self._over
+
+    def _demand_taking(self) -> None:
+        self._demand_open()
+        if self._closing:
+            raise _laid_aside()
 
     def _changed(self) -> None:
         self._news.set()

@@ -27,7 +27,7 @@ from hub.protocol import errors
 from storage.errors import StorageUnavailable
 from storage.local import LocalStore
 from storage.signing import UrlSigner
-from storage.store import PART_BYTES, Part, Store
+from storage.store import OCTETS, PART_BYTES, Part, Store, Stored
 from tests.conftest import TestDatabase
 from tests.db.people import make_call, tenant_id
 
@@ -47,9 +47,18 @@ class Weak:
         self.failing = 0
         self.hangs: asyncio.Event | None = None
         self.puts = 0
+        # `put`, which tails come by: whether one has begun, and until when it waits.
+        self.keeping = asyncio.Event()
+        self.keeps: asyncio.Event | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
+
+    async def put(self, key: str, data: bytes, *, content_type: str = OCTETS) -> Stored:
+        self.keeping.set()
+        if self.keeps is not None:
+            await self.keeps.wait()
+        return await self._store.put(key, data, content_type=content_type)
 
     async def put_part(self, key: str, upload_id: str, number: int, data: bytes) -> Part:
         self.puts += 1
@@ -309,6 +318,34 @@ async def test_a_node_that_ends_lays_everything_aside(site: Site) -> None:
     for upload in made:
         row = await site.row(upload.id)
         assert (row.writer, row.stored_bytes, row.tail_bytes) == (None, PART_BYTES, 100_000)
+
+
+async def test_nothing_is_taken_behind_a_tail_that_is_being_kept(site: Site) -> None:
+    """Bytes that fill the part meanwhile would have the older tail behind them, and the file not be what was sent."""
+    data = some_bytes(2 * PART_BYTES)
+    upload = await site.offer(len(data))
+    old = await site.take_up("one", upload.id)
+    cut = PART_BYTES - 100_000
+    await send(old, data, cut)
+    site.store.keeps = asyncio.Event()
+    site.nodes["one"].left("s1")
+    await asyncio.wait_for(site.store.keeping.wait(), 5.0)
+    with pytest.raises(errors.Conflict):
+        await send(old, data, PART_BYTES + 50_000)
+    site.store.keeps.set()
+    new = await site.take_up("two", upload.id, "s2")
+    assert new.at.received == old.at.stored == cut
+    await send(new, data)
+    await new.finish(5.0)
+    assert await site.stored(upload.id) == data
+
+
+async def test_a_tail_is_kept_only_where_the_parts_end(site: Site) -> None:
+    upload = await site.offer(3 * PART_BYTES)
+    incoming = await site.take_up("one", upload.id)
+    async with site.db.tenant(site.tenant, "olga") as tx:
+        assert not await uploads.lay_aside(tx, upload.id, incoming.at.fence, PART_BYTES, "a/tail", 7)
+        assert await uploads.lay_aside(tx, upload.id, incoming.at.fence, 0, "a/tail", 7)
 
 
 async def test_tails_are_deleted_once_they_are_of_no_use(site: Site) -> None:
