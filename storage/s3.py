@@ -13,7 +13,7 @@ import hashlib
 import random
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Final, Literal, Self
@@ -44,7 +44,10 @@ from storage.store import OCTETS, SMALL_BYTES, Observe, Page, Part, Signed, Stor
 
 PIECE_BYTES: Final = 256 * 1024
 _CONNECT_S: Final = 1.0
-_CONNECTIONS: Final = 64
+# Calls at once. Reads have places of their own: a body holds its connection as long as somebody takes it slowly.
+_CALLS: Final = 64
+# More than the downloads by frames that a node keeps open (hub/background/readings.py), and as many others again.
+_READS: Final = 512
 # Waits before the tries after the first, ±50 %: a store that says 503 wants a pause, and the deadline is near.
 _PAUSES_S: Final = (0.05, 0.1, 0.2, 0.4)
 # A copy takes the store as long as the object is large.
@@ -82,6 +85,8 @@ class S3Store:
         self._signer = signer
         self._observe = observe
         self._breaker = Breaker()
+        self._calls = asyncio.Semaphore(_CALLS)
+        self._reads = asyncio.Semaphore(_READS)
         self._stack = AsyncExitStack()
         self._client: Any = None
         self._credentials: Any = None
@@ -103,7 +108,7 @@ class S3Store:
             response_checksum_validation=options.checksums,
             connect_timeout=_CONNECT_S,
             read_timeout=options.timeout_s,
-            max_pool_connections=_CONNECTIONS,
+            max_pool_connections=_CALLS + _READS,
             # Ours are within the deadline, the driver's are not.
             retries={"mode": "standard", "total_max_attempts": 1},
         )
@@ -141,17 +146,19 @@ class S3Store:
         if length == 0:
             await self.head(key)
             return
-        reading = _Reading(key, offset, length)
+        reading = _Reading(offset, length)
         failures = 0
         while not reading.done:
             before = reading.at
             try:
-                found = await self._call("get_object", {"Key": key, **reading.request()}, _of_object(key))
-                async with found["Body"] as body:
-                    reading.begins(found)
-                    while piece := await self._piece(body):
-                        yield reading.took(piece)
-                    reading.ended()
+                what, give_up = {"Key": key, **reading.request()}, time.monotonic() + self._options.timeout_s
+                async with self._place(self._reads, give_up):
+                    found = await self._ask("get_object", what, _of_object(key), give_up)
+                    async with found["Body"] as body:
+                        reading.begins(found)
+                        while piece := await self._piece(body):
+                            yield reading.took(piece)
+                        reading.ended()
             except _Cut as cut:
                 # Go on from where it stopped, as long as it goes on at all.
                 failures = 1 if reading.at > before else failures + 1
@@ -282,8 +289,28 @@ class S3Store:
 
     async def _call(self, name: str, what: Mapping[str, Any], missing: Missing, *, times: int = 1) -> Any:
         """One operation, tried again within the deadline where that may help. Raises what `_translated` says."""
+        give_up = time.monotonic() + self._options.timeout_s * times
+        async with self._place(self._calls, give_up):
+            return await self._ask(name, what, missing, give_up)
+
+    @asynccontextmanager
+    async def _place(self, places: asyncio.Semaphore, give_up: float) -> AsyncGenerator[None, None]:
+        """One of them, waited for until then. That there is none says nothing of the store: the breaker hears nothing.
+
+        Raises StorageUnavailable.
+        """
+        try:
+            async with asyncio.timeout(give_up - time.monotonic()):
+                await places.acquire()
+        except TimeoutError:
+            raise StorageUnavailable("this node asks too much of the store at once") from None
+        try:
+            yield
+        finally:
+            places.release()
+
+    async def _ask(self, name: str, what: Mapping[str, Any], missing: Missing, give_up: float) -> Any:
         started = time.monotonic()
-        give_up = started + self._options.timeout_s * times
         outcome = "StorageUnavailable"
         try:
             self._breaker.admit(started)
@@ -294,7 +321,7 @@ class S3Store:
                 self._breaker.failed(time.monotonic())
                 if isinstance(error, StorageUnavailable):
                     raise
-                raise StorageUnavailable(f"no answer within {self._options.timeout_s * times:g} s") from error
+                raise StorageUnavailable(f"no answer within {give_up - started:.1f} s") from error
             except StorageError as error:
                 # It answered.
                 self._breaker.succeeded()
@@ -343,8 +370,7 @@ class _Cut(Exception):
 class _Reading:
     """How far a read has come, and what to ask for next."""
 
-    def __init__(self, key: str, offset: int, length: int | None) -> None:
-        self._key = key
+    def __init__(self, offset: int, length: int | None) -> None:
         self.at = offset
         self._end = None if length is None else offset + length
         self._etag: str | None = None
@@ -352,12 +378,19 @@ class _Reading:
 
     def request(self) -> dict[str, str]:
         # An empty object has no byte 0 to ask for.
-        whole = self.at == 0 and self._end is None
-        wanted = {} if whole else {"Range": f"bytes={self.at}-{'' if self._end is None else self._end - 1}"}
+        wanted = {} if self._whole else {"Range": f"bytes={self.at}-{'' if self._end is None else self._end - 1}"}
         # What goes on must be the same object.
         return {**wanted, **({"IfMatch": self._etag} if self._etag else {})}
 
+    @property
+    def _whole(self) -> bool:
+        return self.at == 0 and self._end is None
+
     def begins(self, found: Mapping[str, Any]) -> None:
+        """Raises StorageRefused where the answer is not what was asked for: some servers ignore Range, and their whole
+        object would be taken for its end."""
+        if not self._whole and not str(found.get("ContentRange", "")).startswith(f"bytes {self.at}-"):
+            raise StorageRefused("the store answers a range with something else")
         self._etag = found.get("ETag")
         self._end = self.at + int(found["ContentLength"])
 

@@ -24,6 +24,8 @@ class StoreProxy:
         # The share of requests that are answered with 503.
         self.busy = 0.0
         self.delay_s = 0.0
+        # Answers do not say that they are ranges, as those of servers that do not know them.
+        self.whole = False
         # So many of the next bodies are cut in their middle, by a reset.
         self.cut_uploads = 0
         self.cut_downloads = 0
@@ -72,7 +74,8 @@ class StoreProxy:
         ) as answer:
             data = await answer.read()
             kept = {name: value for name, value in answer.headers.items() if name.lower() not in _HOP}
-            response = web.StreamResponse(status=answer.status, headers=kept)
+            told = not self.whole or kept.pop("Content-Range", None) is None
+            response = web.StreamResponse(status=answer.status if told else 200, headers=kept)
             head = request.method == "HEAD"
             response.content_length = int(answer.headers.get("Content-Length", 0)) if head else len(data)
             await response.prepare(request)

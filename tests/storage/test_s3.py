@@ -21,7 +21,7 @@ from yarl import URL
 
 from hub.embedded import free_port
 from hub.transport import blobs, middleware
-from storage import keys
+from storage import keys, s3
 from storage.errors import ObjectMissing, StorageRefused, StorageUnavailable
 from storage.pour import Pours
 from storage.s3 import S3Store
@@ -94,6 +94,43 @@ async def test_a_download_goes_on_where_it_was_cut(seaweedfs_server: S3Server, p
         proxy.cut_downloads = 2
         assert await read(store, key) == data
         assert proxy.cut_downloads == 0
+
+
+async def test_streams_that_are_held_keep_nobody_from_writing(
+    seaweedfs_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many downloads as there are places, all of them taken slowly: writes go on, and the store is not called
+    away; one download more is refused, until another ends."""
+    monkeypatch.setattr(s3, "_READS", 70)
+    async with by(seaweedfs_server, seaweedfs_server.endpoint) as store, contextlib.AsyncExitStack() as held:
+        key = some_key()
+        # More than fits into the buffers of a connection.
+        await store.put(key, os.urandom(8_000_000))
+        for _ in range(70):
+            pieces = await held.enter_async_context(contextlib.aclosing(store.get(key)))
+            await anext(pieces)
+        monkeypatch.setattr(store, "_options", seaweedfs_server.options(timeout_s=0.5))
+        for _ in range(8):
+            with pytest.raises(StorageUnavailable):
+                await anext(store.get(key))
+        monkeypatch.setattr(store, "_options", seaweedfs_server.options())
+        for _ in range(8):
+            await store.put(some_key(), b"written")
+        await pieces.aclose()
+        assert len(await read(store, key)) == 8_000_000
+
+
+async def test_a_store_that_does_not_know_ranges_is_not_believed(seaweedfs_server: S3Server, proxy: StoreProxy) -> None:
+    """What it sends from its beginning is not what was asked for from the middle."""
+    proxy.whole = True
+    async with by(seaweedfs_server, proxy.endpoint) as store:
+        key = some_key()
+        await store.put(key, b"0123456789")
+        assert await read(store, key) == b"0123456789"
+        for offset, length in ((4, None), (0, 4), (4, 2)):
+            with pytest.raises(StorageRefused, match="range"):
+                async with contextlib.aclosing(store.get(key, offset=offset, length=length)) as pieces:
+                    [piece async for piece in pieces]
 
 
 async def test_a_slow_store_is_waited_for_within_the_deadline(seaweedfs_server: S3Server, proxy: StoreProxy) -> None:
