@@ -13,6 +13,7 @@ import re
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -331,9 +332,23 @@ def _who(ctx: Context, command: Command) -> str:
 def decode(message: type[Any], fields: Mapping[str, Any]) -> Any:
     """`fields` as a `message` struct. Raises ValidationFailed that names the field."""
     try:
-        return msgspec.convert(fields, message)
+        found = msgspec.convert(fields, message)
     except msgspec.ValidationError as error:
         raise invalid(str(error), message) from None
+    for field in msgspec.structs.fields(found):
+        at = getattr(found, field.name)
+        if isinstance(at, datetime):
+            _demand_calendar(field.encode_name, at)
+    return found
+
+
+def _demand_calendar(path: str, at: datetime) -> None:
+    try:
+        at.astimezone(UTC)
+    except OverflowError:
+        # Within the calendar where it was written, and beyond it in UTC.
+        text = "beyond the calendar"
+        raise errors.ValidationFailed(f"{path}: {text}", errors=[FieldError(path, text)]) from None
 
 
 def too_late(command: Command) -> errors.Timeout:

@@ -72,7 +72,13 @@ class Person:
         await self.socket.connect(self._url, auth=auth, transports=["websocket"])
 
     async def ask(self, command: str, **payload: Any) -> dict[str, Any]:
-        ack = await self.socket.call(command, payload, timeout=10)
+        # Busy is not broken: what may be asked again is, for a while.
+        give_up = time.monotonic() + STEP_S
+        while True:
+            ack = await self.socket.call(command, payload, timeout=10)
+            if ack["ok"] or not ack["error"]["retryable"] or time.monotonic() > give_up:
+                break
+            await asyncio.sleep(1)
         if not ack["ok"]:
             raise SystemExit(f"{self.name}: {command} was refused: {ack['error']}")
         data: dict[str, Any] = ack["data"]
@@ -115,10 +121,15 @@ async def call_life(url: str, tokens: dict[str, str]) -> int:
             "max_participants": 10,
             "metadata": {"team": "Engineering"},
         }
-        async with http.post(f"{url}/api/v1/rooms", json=body) as response:
-            call = await response.json()
-            if response.status != 201:
-                raise SystemExit(f"POST /api/v1/rooms answered {response.status}: {call}")
+        give_up = time.monotonic() + STEP_S
+        while True:
+            async with http.post(f"{url}/api/v1/rooms", json=body) as response:
+                call = await response.json()
+            if response.status != 503 or time.monotonic() > give_up:
+                break
+            await asyncio.sleep(1)
+        if response.status != 201:
+            raise SystemExit(f"POST /api/v1/rooms answered {response.status}: {call}")
         say("Ada", f"creates call {call['call_id']} (room {call['room_name']}, {call['status']})")
         try:
             await asyncio.gather(ada.connect(), ben.connect())

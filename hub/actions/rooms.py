@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import NoReturn, TypeVar
 from uuid import UUID
 
@@ -147,8 +147,8 @@ async def list_(ctx: Context, message: ListRooms) -> RoomPage:
             user_id=ctx.actor.user_id,
             status=message.status,
             call_type=message.call_type,
-            created_from=_in_utc("from", message.from_),
-            created_before=_in_utc("to", message.to),
+            created_from=message.from_,
+            created_before=message.to,
             text=message.q,
             after=pages.row(message.cursor),
             # As `room:get` has it: to whom a call is closed it is not shown.
@@ -331,14 +331,6 @@ def _tags(if_match: str) -> list[str]:
 def _given(value: Value | UnsetType) -> Value | None:
     """None leaves a column as it is."""
     return None if value is UNSET else value
-
-
-def _in_utc(path: str, at: datetime | None) -> datetime | None:
-    try:
-        return at and at.astimezone(UTC)
-    except OverflowError:
-        # Within the calendar where it was written, and beyond it in UTC.
-        _refuse(path, "beyond the calendar")
 
 
 def _refuse(path: str, text: str) -> NoReturn:

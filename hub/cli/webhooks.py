@@ -15,6 +15,7 @@ import msgspec
 from hub.cli import environment
 from hub.cli.client import Client
 from hub.cli.output import FAILURE, OK, Failed, emit_json, fail, say
+from hub.settings import Settings
 
 EventName = Literal[
     "room_started", "room_finished", "participant_joined", "participant_left", "track_published", "track_unpublished"
@@ -32,7 +33,7 @@ def simulate(
     event: EventName,
     room_name: str,
     *,
-    room_sid: str = "RM_simulated",
+    room_sid: str | None = None,
     identity: str | None = None,
     participant_sid: str = "PA_simulated",
     source: Literal["MICROPHONE", "CAMERA", "SCREEN_SHARE"] = "MICROPHONE",
@@ -49,7 +50,7 @@ def simulate(
     room_name
         The LiveKit room.
     room_sid
-        Its sid.
+        Its sid; LiveKit is asked for it if not given.
     identity
         The participant, for participant and track events.
     participant_sid
@@ -65,7 +66,7 @@ def simulate(
     raw = (
         _read(body)
         if body
-        else msgspec.json.encode(_payload(event, room_name, room_sid, identity, participant_sid, source))
+        else msgspec.json.encode(_payload(event, _room(loaded, room_name, room_sid), identity, participant_sid, source))
     )
     headers = {
         "Authorization": sign(raw, loaded.livekit_api_key, loaded.livekit_api_secret),
@@ -118,8 +119,29 @@ async def _send(url: str, raw: bytes, headers: dict[str, str]) -> int:
         raise Failed(f"{url} does not answer: {error or type(error).__name__}") from None
 
 
+def _room(loaded: Settings, name: str, sid: str | None) -> dict[str, str]:
+    """As LiveKit has it; a sid that it does not know would pass for a newer life of the room."""
+
+    from hub.app import make_media
+    from hub.media.values import RoomInfo
+    from hub.protocol.errors import HubError
+
+    async def ask() -> RoomInfo | None:
+        async with make_media(loaded) as livekit:
+            return next(iter(await livekit.list_rooms([name])), None)
+
+    try:
+        known = asyncio.run(ask()) if sid is None and loaded.livekit_url else None
+    except HubError:
+        # It may be away; what is simulated may be just that.
+        known = None
+    if known is None:
+        return {"sid": sid or "RM_simulated", "name": name}
+    return {"sid": known.sid, "name": name, "creationTime": str(int(known.created_at.timestamp()))}
+
+
 def _payload(
-    event: str, room_name: str, room_sid: str, identity: str | None, participant_sid: str, source: str
+    event: str, room: dict[str, str], identity: str | None, participant_sid: str, source: str
 ) -> dict[str, Any]:
     """The protojson LiveKit sends: lowerCamelCase, 64-bit integers as strings, defaults left out."""
     now = str(int(time.time()))
@@ -127,7 +149,7 @@ def _payload(
         "event": event,
         "id": f"EV_{secrets.token_hex(8)}",
         "createdAt": now,
-        "room": {"sid": room_sid, "name": room_name},
+        "room": room,
     }
     if not event.startswith("room_"):
         if identity is None:

@@ -19,7 +19,7 @@ _LEAST: Final = 1e-30
 # JSON has no two ways to write these.
 _PLAIN = (
     inspect.NoneType, inspect.BoolType, inspect.IntType, inspect.StrType, inspect.BytesType, inspect.UUIDType,
-    inspect.DateTimeType, inspect.EnumType, inspect.LiteralType,
+    inspect.EnumType, inspect.LiteralType,
 )  # fmt: skip
 # Deeper than anything of ours or of people's metadata, and far from where Python stops.
 _DEPTH: Final = 64

@@ -212,3 +212,12 @@ async def test_either_one_report_or_several(hub: Node, fields: dict[str, object]
     with pytest.raises(HubError) as refused:
         await hub.person("ann").do("quality:record", call_id=call_id, **fields)
     assert refused.value.code == "validation_failed"
+
+
+@pytest.mark.parametrize("at", ["9999-12-31T23:59:59-23:59", "0001-01-01T00:00:00+23:59"])
+async def test_a_time_beyond_the_calendar_is_refused_by_its_name(hub: Node, at: str) -> None:
+    call_id, _, _ = await gathered(hub, "ann")
+    for command, field in (("quality:list", "from"), ("quality:list", "to"), ("link:create", "active_from")):
+        with pytest.raises(ValidationFailed) as refused:
+            await hub.person("ann").do(command, call_id=call_id, **{field: at})
+        assert refused.value.errors[0].path == field
