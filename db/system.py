@@ -140,13 +140,16 @@ async def due_tombstones(tx: Transaction, now: datetime, limit: int) -> list[Tom
 
 
 CLAIM_FILES = """
-SELECT tenant_id, uploader_id, file_id, attempts FROM system_claim_files($1, $2, $3 * interval '1 second')
+SELECT tenant_id, uploader_id, file_id, attempts FROM system_claim_files($1, $2, $3 * interval '1 second', $4)
 """
 
 
-async def claim_files(tx: Transaction, now: datetime, limit: int, lease_s: float) -> list[ClaimedFile]:
-    """Files to be scanned or to get a preview, this caller's alone for `lease_s`."""
-    return [ClaimedFile(*row) for row in await tx.fetch(CLAIM_FILES, now, limit, lease_s)]
+async def claim_files(
+    tx: Transaction, now: datetime, limit: int, lease_s: float, *, scans: bool = True
+) -> list[ClaimedFile]:
+    """Files to be scanned or to get a preview, this caller's alone for `lease_s`. Without `scans` those that have been
+    scanned."""
+    return [ClaimedFile(*row) for row in await tx.fetch(CLAIM_FILES, now, limit, lease_s, scans)]
 
 
 KNOWN_KEYS = "SELECT storage_key FROM system_known_keys($1)"
@@ -155,6 +158,16 @@ KNOWN_KEYS = "SELECT storage_key FROM system_known_keys($1)"
 async def known_keys(tx: Transaction, keys: Iterable[str]) -> frozenset[str]:
     """Of these keys of the store, those that belong to a file, an upload or a tombstone."""
     return frozenset(row[0] for row in await tx.fetch(KNOWN_KEYS, list(keys)))
+
+
+KNOWN_CALLS = "SELECT tenant_id, call_id FROM system_known_calls($1, $2)"
+
+
+async def known_calls(tx: Transaction, asked: Iterable[tuple[UUID, UUID]]) -> frozenset[tuple[UUID, UUID]]:
+    """Of these (tenant_id, call_id), those that this database knows."""
+    pairs = list(asked)
+    rows = await tx.fetch(KNOWN_CALLS, [pair[0] for pair in pairs], [pair[1] for pair in pairs])
+    return frozenset((row[0], row[1]) for row in rows)
 
 
 PUBLIC_FILE = "SELECT tenant_id, call_id FROM system_public_file($1)"

@@ -1,5 +1,8 @@
 """Is what the store holds what the database knows of it? Both ways: files without bytes, and bytes without a file.
 
+A store may be shared with others, another environment of the same hub among them: bytes are this database's only where
+it knows the call that their key names. Those of others are counted, and never touched.
+
 A comparison of two things that go on changing. So nothing young is called stray, and what seems to be missing is looked
 for once more, row and all, before it is said.
 """
@@ -19,6 +22,7 @@ import msgspec
 from db import system
 from db.pool import Database
 from db.system import StoredFile
+from storage import keys
 from storage.errors import ObjectMissing
 from storage.store import Store, Stored, Upload
 
@@ -43,7 +47,10 @@ class Wrong(msgspec.Struct, frozen=True):
 
 
 class Stock(msgspec.Struct):
-    """What was found. `strays`: keys of bytes that nothing knows, and of multipart uploads that nobody completes."""
+    """What was found. `strays`: keys of bytes that nothing knows, and of multipart uploads that nobody completes.
+
+    `foreign`: objects and multipart uploads that are none of this database's.
+    """
 
     files: int = 0
     objects: int = 0
@@ -52,6 +59,7 @@ class Stock(msgspec.Struct):
     stray_objects: int = 0
     stray_uploads: int = 0
     removed: int = 0
+    foreign: int = 0
     wrong_files: list[Wrong] = []
     strays: list[str] = []
 
@@ -135,7 +143,10 @@ async def _look_at_objects(stock: Stock, db: Database, store: Store, before: dat
         stock.objects += len(page)
         stock.bytes += sum(each.size_bytes for each in page)
         old = [each.key for each in page if each.modified_at < before]
-        for key in await _unknown(db, old):
+        unknown = await _unknown(db, old)
+        ours = await of_this_database(db, unknown)
+        stock.foreign += len(unknown) - len(ours)
+        for key in ours:
             stock.stray_objects += 1
             _name(stock, key)
             if fix:
@@ -146,9 +157,11 @@ async def _look_at_objects(stock: Stock, db: Database, store: Store, before: dat
 async def _look_at_uploads(stock: Stock, db: Database, store: Store, before: datetime, *, fix: bool) -> None:
     async for page in _uploads(store):
         old = [each for each in page if each.started_at < before]
-        unknown = await _unknown(db, {each.key for each in old})
+        unknown = set(await _unknown(db, {each.key for each in old}))
+        ours = set(await of_this_database(db, unknown))
+        stock.foreign += sum(each.key in unknown - ours for each in old)
         for each in old:
-            if each.key not in unknown:
+            if each.key not in ours:
                 continue
             stock.stray_uploads += 1
             _name(stock, each.key)
@@ -162,13 +175,23 @@ def _name(stock: Stock, key: str) -> None:
         stock.strays.append(key)
 
 
-async def _unknown(db: Database, keys: Iterable[str]) -> list[str]:
-    asked = list(keys)
+async def _unknown(db: Database, found: Iterable[str]) -> list[str]:
+    asked = list(found)
     if not asked:
         return []
     async with db.system() as tx:
         known = await system.known_keys(tx, asked)
     return [key for key in asked if key not in known]
+
+
+async def of_this_database(db: Database, found: Iterable[str]) -> list[str]:
+    """Of these keys those that name a call it knows. Raises DatabaseUnavailable."""
+    calls = {key: call for key in found if (call := keys.call_of(key)) is not None}
+    if not calls:
+        return []
+    async with db.system() as tx:
+        known = await system.known_calls(tx, set(calls.values()))
+    return [key for key, call in calls.items() if call in known]
 
 
 async def _objects(store: Store) -> AsyncIterator[tuple[Stored, ...]]:

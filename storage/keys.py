@@ -11,6 +11,11 @@ from uuid import UUID
 
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
 _MOST_CHARS = 512
+_UUID = "[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+# All that this file makes.
+_OURS = re.compile(
+    rf"({_UUID})/({_UUID})/{_UUID}(?:\.incoming|\.preview|\.infected(?:-[0-9a-f]{{16}})?|(?:\.fence-\d+)?(?:\.tail-\d+)?)"
+)
 
 
 def content(tenant_id: UUID, call_id: UUID, file_id: UUID) -> str:
@@ -45,6 +50,12 @@ def infected(tenant_id: UUID, call_id: UUID, file_id: UUID) -> str:
 def of_call(tenant_id: UUID, call_id: UUID) -> str:
     """What all keys of a call begin with."""
     return f"{tenant_id}/{call_id}/"
+
+
+def call_of(key: str) -> tuple[UUID, UUID] | None:
+    """(tenant_id, call_id) of a key that is made here; None: somebody else's, in a bucket that they use as well."""
+    ours = _OURS.fullmatch(key)
+    return (UUID(ours[1]), UUID(ours[2])) if ours else None
 
 
 def check(key: str) -> str:

@@ -6,7 +6,7 @@ raise stands with it. Every write may be repeated with the same arguments. Sizes
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Literal, Protocol
 
@@ -151,13 +151,25 @@ class Store(Protocol):
         ...
 
 
-async def abort_abandoned(store: Store, *, before: datetime, prefix: str = "", most: int = 1000) -> int:
-    """Abort uploads that were begun before `before`, up to `most` of them; how many. S3 keeps and bills them else."""
+async def abort_abandoned(
+    store: Store,
+    *,
+    before: datetime,
+    among: Callable[[Sequence[str]], Awaitable[Collection[str]]],
+    prefix: str = "",
+    most: int = 1000,
+) -> int:
+    """Abort uploads that were begun before `before`, up to `most` of them; how many. S3 keeps and bills them else.
+
+    `among`: of some keys those that may be aborted; the others are somebody else's.
+    """
     aborted, cursor = 0, None
     while aborted < most:
         page = await store.uploads(prefix, cursor=cursor)
-        for upload in page.items:
-            if upload.started_at < before and aborted < most:
+        old = [upload for upload in page.items if upload.started_at < before]
+        ours = await among([upload.key for upload in old]) if old else ()
+        for upload in old:
+            if upload.key in ours and aborted < most:
                 await store.abort(upload.key, upload.upload_id)
                 aborted += 1
         cursor = page.cursor

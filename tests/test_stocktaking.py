@@ -59,11 +59,21 @@ class House:
         return row
 
     async def stray(self, *, days_old: float) -> str:
-        key = keys.content(uuid4(), uuid4(), uuid4())
+        key = await self.key()
+        await self.put_old(key, days_old)
+        return key
+
+    async def key(self) -> str:
+        """Of a call that there is, and of no file."""
+        tenant = tenant_id()
+        async with self.db.tenant(tenant, "olga") as tx:
+            call = await make_call(tx)
+        return keys.content(tenant, call.id, uuid4())
+
+    async def put_old(self, key: str, days_old: float) -> None:
         await self.store.put(key, b"stray")
         then = time.time() - days_old * 86_400
         os.utime(self.directory / "objects" / key, (then, then))
-        return key
 
     async def take(self, *, fix: bool = False, deep: bool = False) -> Stock:
         return await take(self.db, self.store, datetime.now(UTC), fix=fix, deep=deep)
@@ -130,7 +140,7 @@ async def test_bytes_that_are_to_be_deleted_are_no_strays(house: House) -> None:
 
 
 async def test_uploads_that_nobody_completes_are_strays_too(house: House) -> None:
-    key = keys.content(uuid4(), uuid4(), uuid4())
+    key = await house.key()
     upload_id = await house.store.begin(key)
     await house.store.put_part(key, upload_id, 1, b"part")
     assert (await house.take()).stray_uploads == 0
@@ -138,3 +148,18 @@ async def test_uploads_that_nobody_completes_are_strays_too(house: House) -> Non
     stock = await take(house.db, house.store, later, fix=True)
     assert (stock.stray_uploads, stock.removed) == (1, 1)
     assert (await house.store.uploads()).items == ()
+
+
+async def test_what_others_keep_in_the_same_store_is_left_alone(house: House) -> None:
+    """Another environment's files, of calls that this database does not know, and keys that no hub makes."""
+    ours = await house.key()
+    foreign = [keys.content(uuid4(), uuid4(), uuid4()), "backups/2026-01-01.tar", f"{ours}.old", ours.upper()]
+    tails = [keys.tail(ours, 3), f"{ours}.preview", f"{ours}.incoming", f"{ours}.infected"]
+    for key in (ours, *tails, *foreign):
+        await house.put_old(key, 2)
+    begun = [(key, await house.store.begin(key)) for key in (ours, *foreign)]
+    later = datetime.fromtimestamp(time.time() + 3 * 86_400, UTC)
+    stock = await take(house.db, house.store, later, fix=True)
+    assert (stock.stray_objects, stock.stray_uploads, stock.removed, stock.foreign) == (5, 1, 6, 8)
+    assert {each.key for each in (await house.store.list()).items} == set(foreign)
+    assert {(each.key, each.upload_id) for each in (await house.store.uploads()).items} == set(begun[1:])

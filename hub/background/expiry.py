@@ -22,11 +22,13 @@ from db.pool import Database
 from db.system import ExpiredFile, ExpiredUpload
 from db.tombstones import Tombstone
 from hub import metrics
+from hub.actions.bringing import UPLOAD_S
 from hub.actions.burying import bury
 from hub.actions.telling import Ears, tell_all
 from hub.protocol.errors import ClusterUnavailable
 from hub.protocol.files import FileDeleted
 from hub.sealed import sealed
+from hub.stocktaking import of_this_database
 from storage.errors import StorageError
 from storage.store import abort_abandoned
 
@@ -125,9 +127,13 @@ class Expiry:
         return cleared
 
     async def strays(self) -> int:
-        """Abort multipart uploads that are older than any that may still be written. Raises StorageError."""
-        before = self._desk.clock() - timedelta(seconds=2 * self._desk.rules.upload_ttl_s)
-        aborted = await abort_abandoned(self._desk.store, before=before)
+        """Abort multipart uploads of this database's calls that are older than any that may still be written.
+
+        Raises StorageError, DatabaseUnavailable.
+        """
+        desk = self._desk
+        before = desk.clock() - timedelta(seconds=2 * max(desk.rules.upload_ttl_s, UPLOAD_S))
+        aborted = await abort_abandoned(desk.store, before=before, among=lambda keys: of_this_database(desk.db, keys))
         if aborted:
             log.warning("stray_uploads_aborted", count=aborted)
         return aborted

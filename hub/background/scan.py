@@ -78,7 +78,9 @@ class ScanDesk(Protocol):
 
 
 class Scan:
-    """`run()` until cancelled; `once()` works off one file. `scanner` None: there is none, files are `skipped`."""
+    """`run()` until cancelled; `once()` works off one file. `scanner` None: this node has none. What is
+    to be scanned it leaves to those that have one, however long that takes: `skipped` is said of files when they are
+    made, never of what a scanner was asked about."""
 
     def __init__(
         self, desk: ScanDesk, scanner: Scanner | None, previewer: Previewer, *, attempts: int = _ATTEMPTS
@@ -110,27 +112,26 @@ class Scan:
         """Scan the longest waiting file, or make its preview. False: none waits. Raises DatabaseUnavailable."""
         desk = self._desk
         async with desk.db.system() as tx:
-            claimed = await system.claim_files(tx, desk.clock(), 1, _LEASE_S)
+            claimed = await system.claim_files(tx, desk.clock(), 1, _LEASE_S, scans=self._scanner is not None)
         for each in claimed:
             async with desk.db.tenant(each.tenant_id, each.uploader_id) as tx:
                 file = await files.get(tx, each.file_id)
             if file is None:
                 continue
             if file.scan_status == "pending":
-                await self._scan(file, each)
+                # Without a scanner: a rescan was asked for since, and that made it free for all again.
+                if self._scanner is not None:
+                    await self._scan(self._scanner, file, each)
             elif file.preview_status == "pending":
                 await self._preview(file, each)
         return bool(claimed)
 
     # Scanning
 
-    async def _scan(self, file: File, claimed: ClaimedFile) -> None:
-        if self._scanner is None:
-            await self._said(file, "skipped", None)
-            return
+    async def _scan(self, scanner: Scanner, file: File, claimed: ClaimedFile) -> None:
         try:
             async with aclosing(self._desk.store.get(file.storage_key)) as pieces:
-                verdict = await self._scanner.scan(pieces)
+                verdict = await scanner.scan(pieces)
         except ObjectMissing:
             # Deleted at this moment, or lost: either way it is not to be had.
             await self._said(file, "failed", "the bytes are not there")

@@ -64,6 +64,7 @@ def _shown(stock: Stock) -> dict[str, object]:
         "stray_objects": stock.stray_objects,
         "stray_uploads": stock.stray_uploads,
         "removed": stock.removed,
+        "foreign": stock.foreign,
         "wrong_files": stock.wrong_files,
         "strays": stock.strays,
     }
@@ -79,6 +80,8 @@ def _say(stock: Stock, *, fix: bool) -> None:
     if unnamed > 0:
         say(f"… and {unnamed} more")
     say(f"{stock.files} files, {stock.objects} objects, {stock.bytes} bytes")
+    if stock.foreign:
+        say(f"{stock.foreign} of them are of no call of this database and left alone")
     if fix and stock.removed:
         say(f"{stock.removed} strays removed")
     elif stock.stray_objects or stock.stray_uploads:

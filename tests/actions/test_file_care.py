@@ -9,7 +9,7 @@ from contextlib import aclosing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import msgspec
 import pytest
@@ -166,13 +166,25 @@ async def test_what_the_scanner_cannot_look_into_has_failed(hub: Node, room: Roo
 
 
 async def test_a_hub_without_a_scanner_says_so(hub: Node, room: Room) -> None:
-    """Visibly `skipped`, also what still waited when the scanner was taken away."""
+    """Visibly `skipped`; what waits for a scanner goes on waiting, for a node that has one."""
     waiting = await brought(room.bob, b"abc", call_id=room.call_id)
     hub.rules = msgspec.structs.replace(hub.rules, scanner=False)
     assert (await brought(room.bob, b"abc", call_id=room.call_id)).scan_status == "skipped"
     await work(hub, None)
-    assert (await room.bob.do("file:get", file_id=waiting.file_id)).scan_status == "skipped"
+    assert (await room.bob.do("file:get", file_id=waiting.file_id)).scan_status == "pending"
+    assert await room.bob.refused("file:download", file_id=waiting.file_id) == "scan_pending"
     assert await room.bob.refused("file:rescan", file_id=waiting.file_id) == "conflict"
+
+
+async def test_a_node_without_a_scanner_opens_nothing_that_one_was_asked_about(hub: Node, room: Room) -> None:
+    """Infected, or not yet known: neither becomes `skipped` since one node of several has no scanner set."""
+    file = await brought(room.bob, b"a virus", call_id=room.call_id)
+    await work(hub, Scanner())
+    await room.bob.do("file:rescan", file_id=file.file_id)
+    assert await work(hub, None) == 0
+    assert await refusals(hub, room, file.file_id) == {"scan_pending"}
+    await work(hub, Scanner())
+    assert await refusals(hub, room, file.file_id) == {"file_infected"}
 
 
 async def test_a_copy_of_a_clean_file_is_clean(hub: Node, room: Room) -> None:
@@ -243,6 +255,20 @@ async def test_what_has_expired_is_cleared_away(hub: Node, room: Room) -> None:
     assert [item.key for item in items] == [keys.content(*where), keys.preview(*where)]
     assert await hub.value("SELECT bytes FROM tenant_file_usage") == 3
     assert await hub.value("SELECT (SELECT count(*) FROM uploads) + (SELECT count(*) FROM file_tombstones)") == 0
+
+
+async def test_only_stray_uploads_of_this_hub_are_aborted(hub: Node, room: Room) -> None:
+    """Not those of another environment in the same bucket, nor one that a slow form may still be at."""
+    hub.rules = msgspec.structs.replace(hub.rules, upload_ttl_s=60)
+    ours, foreign = keys.content(TENANT, room.call_id, uuid4()), keys.content(TENANT, uuid4(), uuid4())
+    for key in (ours, foreign):
+        await hub.store.begin(key)
+    expiry = Expiry(hub, Always())
+    hub.ahead = timedelta(hours=1)
+    assert await expiry.strays() == 0
+    hub.ahead = timedelta(hours=2, minutes=1)
+    assert await expiry.strays() == 1
+    assert [each.key for each in (await hub.store.uploads()).items] == [foreign]
 
 
 async def test_a_store_that_is_away_keeps_its_tombstones(hub: Node, room: Room) -> None:

@@ -72,9 +72,10 @@ INSERT INTO quality_metrics (tenant_id, call_id, participant_id, recorded_at, qu
     SELECT pg_temp.tenant(n / 2), pg_temp.call(n / 2), pg_temp.person(n), pg_temp.at(n), 4
     FROM generate_series(0, 79999) n;
 INSERT INTO files (tenant_id, call_id, uploader_id, name, size_bytes, mime_type, storage_key, created_at, expires_at,
-                   scan_status, preview_storage_key, access_level, id)
+                   scan_status, preview_status, preview_storage_key, access_level, id)
     SELECT pg_temp.tenant(n), pg_temp.call(n), 'user' || n / 50 % 20, 'f', 1, 'text/plain', 'k/' || n, pg_temp.at(n),
-           pg_temp.at(n + 100000000), CASE WHEN n % 100 = 3 THEN 'pending' ELSE 'clean' END, 'p/' || n, 'public',
+           pg_temp.at(n + 100000000), CASE WHEN n % 100 = 3 THEN 'pending' ELSE 'clean' END,
+           CASE WHEN n % 100 = 4 THEN 'pending' ELSE 'none' END, 'p/' || n, 'public',
            ('00000000-0000-0000-0003-' || lpad(n::text, 12, '0'))::uuid
     FROM generate_series(0, 9999) n;
 INSERT INTO uploads (tenant_id, call_id, uploader_id, source, name, mime_type, size_bytes, access_level, storage_key,
@@ -240,6 +241,8 @@ _RUNS: dict[str, Callable[[Transaction], Awaitable[Any]]] = {
     "tombstones": lambda tx: system.due_tombstones(tx, _LATER, 10),
     "tombstones of a file": lambda tx: tombstones.of_file(tx, _PERSON, _LATER),
     "files to scan": lambda tx: system.claim_files(tx, _LATER, 10, 5),
+    "files to show in small": lambda tx: system.claim_files(tx, _LATER, 10, 5, scans=False),
+    "calls of keys of the store": lambda tx: system.known_calls(tx, [(_TENANT, _CALL), (_TENANT, _CALL_OPEN)]),
     "keys of the store": lambda tx: system.known_keys(tx, ["k/7", "p/8", "u/9", "g/10"]),
     "a public file": lambda tx: system.public_file(tx, _FILE),
     "GET /rooms/{id}/lobby": lambda tx: lobby.queue(tx, _CALL_OPEN),

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -155,9 +156,20 @@ async def test_abandoned_uploads_are_found_and_aborted(store: Store) -> None:
     kept, _ = await put_parts(store, elsewhere, b"part")
     open_uploads = (await store.uploads(prefix)).items
     assert {each.key: each.upload_id for each in open_uploads} == begun
-    assert await abort_abandoned(store, before=datetime.now(UTC) - timedelta(hours=1), prefix=prefix) == 0
-    assert await abort_abandoned(store, before=datetime.now(UTC) + timedelta(hours=1), prefix=prefix, most=2) == 2
-    assert await abort_abandoned(store, before=datetime.now(UTC) + timedelta(hours=1), prefix=prefix) == 1
+
+    async def among(asked: Sequence[str]) -> Sequence[str]:
+        return [key for key in asked if key in ours]
+
+    async def abort(hours: int, most: int = 1000) -> int:
+        before = datetime.now(UTC) + timedelta(hours=hours)
+        return await abort_abandoned(store, before=before, among=among, prefix=prefix, most=most)
+
+    ours = set(list(begun)[:2])
+    assert await abort(-1) == 0
+    assert await abort(1) == 2
+    ours = set(begun)
+    assert await abort(1, most=0) == 0
+    assert await abort(1, most=2) == 1
     assert (await store.uploads(prefix)).items == ()
     await store.abort(elsewhere, kept)
 
