@@ -68,8 +68,14 @@ class Terms(msgspec.Struct, frozen=True):
     """What a link says now of those who came by it."""
 
     revoked: bool
+    expired: bool
     default_role: str
     require_approval: bool
+    granted_as: str
+    creator_id: str
+    call_id: UUID
+    # Tokens from before this version of the link let nobody in.
+    valid_from: int
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -160,15 +166,17 @@ UPDATE shareable_links
 SET title = $2, access_type = $3, password_hash = coalesce($4, CASE WHEN $3 = 'password' THEN password_hash END),
     allowed_user_ids = $5, allowed_emails = $6, allowed_domains = $7, default_role = $8, granted_as = $9,
     max_uses = $10, enable_recording = $11, enable_screen_share = $12, enable_chat = $13, enable_files = $14,
-    auto_join = $15, require_approval = $16, metadata = $17, active_from = $18, expires_at = $19
+    auto_join = $15, require_approval = $16, metadata = $17, active_from = $18, expires_at = $19,
+    valid_from = CASE WHEN $20 THEN version + 1 ELSE valid_from END
 WHERE id = $1
 RETURNING {COLUMNS}
 """
 
 
-async def change(tx: Transaction, link: Link, *, password_hash: str | None) -> Link:
+async def change(tx: Transaction, link: Link, *, password_hash: str | None, rebinds: bool = False) -> Link:
     """Write the settings of `link`; a new `password_hash`, or (None) the old one where it still asks for a password.
 
+    `rebinds`: tokens that it gave before let nobody in any more.
     Raises LookupError for no such link.
     """
     row = await tx.fetchrow(
@@ -192,6 +200,7 @@ async def change(tx: Transaction, link: Link, *, password_hash: str | None) -> L
         link.metadata,
         link.active_from,
         link.expires_at,
+        rebinds,
     )
     if row is None:
         raise LookupError(f"no link {link.id}")
@@ -253,6 +262,32 @@ async def page(
     return [Link(*row) for row in rows]
 
 
+PAGE_OF_CALL = f"""
+SELECT {COLUMNS} FROM shareable_links
+WHERE call_id = $1 AND revoked_at IS NULL
+  AND (created_at, id)
+      < (coalesce($2, 'infinity'::timestamptz), coalesce($3, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid))
+  AND ($4::text IS NULL OR access_type = $4)
+  AND ($5::text IS NULL OR position(lower($5) IN lower(coalesce(title, ''))) > 0)
+ORDER BY created_at DESC, id DESC LIMIT $6
+"""
+
+
+async def page_of_call(
+    tx: Transaction,
+    call_id: UUID,
+    *,
+    access_type: str | None = None,
+    text: str | None = None,
+    after: tuple[datetime, UUID] | None = None,
+    limit: int,
+) -> list[Link]:
+    """As `page`, of all creators, for a head of the call (`tenant.head`)."""
+    at, last = after or (None, None)
+    rows = await tx.fetch(PAGE_OF_CALL, call_id, at, last, access_type, text or None, limit)
+    return [Link(*row) for row in rows]
+
+
 COUNT_OF_CALL = "SELECT count(*) FROM shareable_links WHERE call_id = $1 AND creator_id = $2 AND revoked_at IS NULL"
 
 
@@ -305,7 +340,9 @@ async def features_off(tx: Transaction, link_id: UUID) -> frozenset[str]:
     return frozenset(await tx.fetchval(FEATURES_OFF, link_id) or ())
 
 
-TERMS = "SELECT revoked, default_role, require_approval FROM link_terms($1)"
+TERMS = """
+SELECT revoked, expired, default_role, require_approval, granted_as, creator_id, call_id, valid_from FROM link_terms($1)
+"""
 
 
 async def terms(tx: Transaction, link_id: UUID) -> Terms | None:

@@ -157,6 +157,14 @@ async def forget(tx: Transaction, call_id: UUID, user_id: str) -> None:
     await tx.execute(FORGET, call_id, user_id)
 
 
+FORGET_LINK = "DELETE FROM lobby_entries WHERE call_id = $1 AND via_link_id = $2 AND status = 'admitted'"
+
+
+async def forget_link(tx: Transaction, call_id: UUID, link_id: UUID) -> None:
+    """Who came by that link and was let in has to knock again."""
+    await tx.execute(FORGET_LINK, call_id, link_id)
+
+
 DUE = "SELECT tenant_id, call_id FROM system_lobbies_due($1, $2)"
 
 

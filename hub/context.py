@@ -49,6 +49,8 @@ class GuestPass(msgspec.Struct, frozen=True):
     link_id: UUID | None = None
     # Somebody has to let them in, whatever the call says.
     approval: bool = False
+    # Of the link, when it gave this; renewing keeps it.
+    link_version: int = 0
 
 
 class Actor(msgspec.Struct, frozen=True):

@@ -51,10 +51,13 @@ async def admit(
 
     Raises NotFound, CallEnded, Banned, LinkExpired, RoomLocked, LobbyRequired, LobbyDenied, Conflict (too many devices)
     or RoomFull.
-    Who has a seat already keeps it. A seat is a device's: one that is in, or a token that may still let it in; a person
-    has at most `devices_per_call`.
+    Who is in already stays in. A seat is a device's: one that is in, or a token that may still let it in; a person has
+    at most `devices_per_call`. Whoever came by a link has one, whatever device they name.
     """
     actor, now = ctx.actor, ctx.now()
+    if actor.guest is not None and actor.guest.link_id is not None:
+        # Or one use of a link would be as many seats.
+        device_id = None
     call = None if members.elsewhere(actor, call_id) else await calls.lock(tx, call_id)
     if call is None:
         raise errors.NotFound()
@@ -70,8 +73,9 @@ async def admit(
     # A role is a person's: another device has the one they were given, not the one that newcomers have.
     known = [participant] if participant else await participants.of_user(tx, call_id, actor.user_id)
     role = members.role_of(actor, call, known[-1] if known else None)
-    if participant is None or not await participants.seated(tx, participant.id, now):
-        ctx.actor = actor = await members.as_linked(tx, actor)
+    if participant is None or participant.status not in members.IN_CALL:
+        # Also who has a token for LiveKit already: what was decided since binds everybody who is not in yet.
+        ctx.actor = actor = await members.as_linked(tx, actor, call, now)
         if not known:
             role = members.role_of(actor, call, None)
         closed = call.locked or waiting.has_lobby(actor, call, role)
@@ -79,6 +83,7 @@ async def admit(
             if call.locked and rank(role) < rank("moderator"):
                 raise errors.RoomLocked()
             await waiting.demand_let_in(ctx, tx, call, role)
+    if participant is None or not await participants.seated(tx, participant.id, now):
         most = ctx.hub.rules.devices_per_call
         if known and await participants.seats_of(tx, call_id, actor.user_id, now) >= most:
             raise errors.Conflict(f"you are in this call on {most} devices already", details={"devices_per_call": most})

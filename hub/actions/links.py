@@ -1,7 +1,7 @@
 """Shareable links as their creators have them: made, found, changed, revoked, and looked at from above.
 
-A link is its creator's: others, admins too, do not see it. Changing or revoking it holds at once, on every node, for
-those who came by it as well (`members.taken_away`, `members.as_linked`).
+A link is its creator's: others do not see it, but for the heads of its call, who list and revoke it. Changing or
+revoking it holds at once, on every node, for those who came by it as well (`members.taken_away`, `members.as_linked`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from collections.abc import Callable
 from functools import partial
 from uuid import UUID
 
+import msgspec
 import segno
 from msgspec import UNSET
 
-from db import audit, calls, links, lobby, participants, users
+from db import audit, calls, links, lobby, participants, tenant, users
 from db.calls import Call
 from db.links import Link
 from db.participants import Participant
@@ -120,17 +121,23 @@ async def add(tx: Transaction, codes: Callable[[], str], **settings: object) -> 
 
 @commands.add("link:list", needs="user", http=Http("GET", "/links"), socket=False, mutates=False)
 async def list_(ctx: Context, message: ListLinks) -> LinkPage:
-    """Your links, newest first; those that are revoked are gone."""
+    """Your links, newest first; those that are revoked are gone. With a `call_id` that you head: everybody's."""
+    after, limit = pages.row(message.cursor), message.limit + 1
     async with ctx.transaction() as tx:
-        found = await links.page(
-            tx,
-            ctx.actor.user_id,
-            call_id=message.call_id,
-            access_type=message.access_type,
-            text=message.q,
-            after=pages.row(message.cursor),
-            limit=message.limit + 1,
-        )
+        if message.call_id is not None and await _heads(ctx, tx, message.call_id):
+            found = await links.page_of_call(
+                tx, message.call_id, access_type=message.access_type, text=message.q, after=after, limit=limit
+            )
+        else:
+            found = await links.page(
+                tx,
+                ctx.actor.user_id,
+                call_id=message.call_id,
+                access_type=message.access_type,
+                text=message.q,
+                after=after,
+                limit=limit,
+            )
     items, more = found[: message.limit], len(found) > message.limit
     return LinkPage(
         items=[links_rules.view(ctx, each) for each in items],
@@ -149,12 +156,15 @@ async def get(ctx: Context, message: NameLink) -> LinkView:
     "link:update",
     needs="user",
     rate=Rate(30, per_s=10),
-    emits=(MediaRevoked, ParticipantLeft, RoomLeft),
+    emits=(LobbyDenied, MediaRevoked, ParticipantLeft, RoomLeft),
     http=Http("PATCH", "/links/{link_id}"),
     socket=False,
 )
 async def update(ctx: Context, message: UpdateLink) -> LinkView:
-    """Change a link. It holds at once; with `evict` those who came in by it so far are put out."""
+    """Change a link. It holds at once; with `evict` those who came in by it so far are put out.
+
+    Another password, access or list of people, or `evict`: the tokens it gave before let nobody in any more.
+    """
     async with ctx.transaction() as tx:
         call_id = (await _mine(tx, message.link_id)).call_id
     if message.evict or message.default_role is not UNSET:
@@ -167,8 +177,10 @@ async def update(ctx: Context, message: UpdateLink) -> LinkView:
         if tags is not None and links_rules.view(ctx, before).etag not in tags:
             raise errors.PreconditionFailed()
         wanted = links_rules.changed(ctx, before, message)
-        after = await links.change(tx, wanted, password_hash=password_hash)
-        out = await _put_out(ctx, tx, call, after, "the link was changed") if message.evict else []
+        rebinds = message.evict or links_rules.rebinds(before, wanted, password_hash)
+        after = await links.change(tx, wanted, password_hash=password_hash, rebinds=rebinds)
+        done = await _bind_anew(ctx, tx, call, after, "the link was changed", message.evict) if rebinds else _Done()
+        out = [each.identity for each in done.out]
         if after.features_off != before.features_off:
             regranted = [
                 (each, await members.allowed(tx, call, each))
@@ -180,8 +192,9 @@ async def update(ctx: Context, message: UpdateLink) -> LinkView:
             ctx.due(call_id, settled.events)
         if out:
             settled = await settle(ctx, tx, call_id, now)
-        if after.version != before.version or out:
-            await _note(ctx, tx, "link:update", after, {"evicted": len(out)})
+        if after.version != before.version:
+            details = links_rules.was_and_now(before, after) | {"password": password_hash is not None}
+            await _note(ctx, tx, "link:update", after, details | done.noted())
         answer = links_rules.view(ctx, after)
         await ctx.keep(tx, answer)
     await _follow(ctx, settled, out)
@@ -198,44 +211,62 @@ async def update(ctx: Context, message: UpdateLink) -> LinkView:
     socket=False,
 )
 async def revoke(ctx: Context, message: RevokeLink) -> Empty:
-    """Let nobody in by a link any more, also not with a token it gave; with `evict` those who came by it go."""
+    """Let nobody in by a link any more, also not with a token it gave; with `evict` those who came by it go.
+
+    A link is revoked by its creator, or by the owner of its call and the tenant's admins.
+    """
     async with ctx.transaction() as tx:
-        call_id = (await _mine(tx, message.link_id)).call_id
+        call_id = (await _mine_or_headed(ctx, tx, message.link_id)).call_id
     if message.evict:
         ctx._member = await members.authorize(ctx, call_id, "participant_kick")
     now, settled = ctx.now(), None
     async with ctx.deciding(call_id) as tx:
+        await _heads(ctx, tx, call_id)
         call, link = await _locked(tx, call_id, message.link_id)
         await links.revoke(tx, link.id)
-        # Who waits to be let in has nothing to wait for.
-        knocking = await lobby.queue_of_link(tx, call_id, link.id)
-        reason = "the link was revoked"
-        _, news = await waiting.deny(tx, call, knocking, now, by=ctx.actor.user_id, reason=reason, cooldown_s=0)
-        ctx.due_to_users(news)
-        out = await _put_out(ctx, tx, call, link, reason) if message.evict else []
+        done = await _bind_anew(ctx, tx, call, link, "the link was revoked", message.evict)
+        out = [each.identity for each in done.out]
         if out:
             settled = await settle(ctx, tx, call_id, now)
-        await _note(ctx, tx, "link:revoke", link, {"evicted": len(out)})
+        await _note(ctx, tx, "link:revoke", link, {"creator_id": link.creator_id, **done.noted()})
         await ctx.keep(tx, Empty())
     await _follow(ctx, settled, out)
     return Empty()
 
 
-async def _put_out(ctx: Context, tx: Transaction, call: Call, link: Link, reason: str) -> list[str]:
-    """Put out who came by the link, but for those above the actor's rank; their identities."""
-    people = [
-        each for each in await participants.by_link(tx, link.id) if rank(members.standing(call, each)) <= _my_rank(ctx)
-    ]
+class _Done(msgspec.Struct, frozen=True):
+    """What became of those who came by a link, as it let nobody in any more who had come by it."""
+
+    # Devices.
+    out: list[Participant] = []
+    # Users.
+    denied: list[str] = []
+
+    def noted(self) -> dict[str, object]:
+        return {"evicted": list(dict.fromkeys(each.user_id for each in self.out)), "denied": self.denied}
+
+
+async def _bind_anew(ctx: Context, tx: Transaction, call: Call, link: Link, reason: str, putting_out: bool) -> _Done:
+    """What the link gave holds no longer: a place in the queue, a seat that was not taken, a yes of the lobby; with
+    `putting_out` also the seats of those who are in, but for those above the actor's rank."""
+    knocking = await lobby.queue_of_link(tx, call.id, link.id)
+    denied, news = await waiting.deny(tx, call, knocking, ctx.now(), by=ctx.actor.user_id, reason=reason, cooldown_s=0)
+    ctx.due_to_users(news)
+    await lobby.forget_link(tx, call.id, link.id)
+    here = {each.user_id for each in await participants.in_call(tx, call.id)}
     devices: list[Participant] = []
-    for user_id in dict.fromkeys(each.user_id for each in people):
+    for user_id, standing in [
+        (each.user_id, members.standing(call, each)) for each in await participants.by_link(tx, link.id)
+    ]:
+        if any(each.user_id == user_id for each in devices):
+            continue
+        if user_id in here and not (putting_out and rank(standing) <= rank(ctx.member.role)):
+            continue
         devices += await participants.request_kick(tx, call.id, user_id, ctx.now(), by=ctx.actor.user_id, reason=reason)
+        await lobby.forget(tx, call.id, user_id)
     for device in devices:
         ctx.first(partial(evict, ctx, call.id, device.id, RoomLeft("kicked", reason)))
-    return [device.identity for device in devices]
-
-
-def _my_rank(ctx: Context) -> int:
-    return rank(ctx.member.role)
+    return _Done(devices, [entry.user_id for entry in denied])
 
 
 async def _follow(ctx: Context, settled: Settled | None, out: list[str]) -> None:
@@ -277,11 +308,27 @@ def _drawn(url: str) -> bytes:
 
 
 async def _mine(tx: Transaction, link_id: UUID) -> Link:
-    """Policies show only one's own."""
+    """Policies show only one's own, and after `tenant.head` those of a call."""
     link = await links.get(tx, link_id)
     if link is None:
         raise errors.NotFound()
     return link
+
+
+async def _mine_or_headed(ctx: Context, tx: Transaction, link_id: UUID) -> Link:
+    terms = await links.terms(tx, link_id)
+    if terms is not None:
+        await _heads(ctx, tx, terms.call_id)
+    return await _mine(tx, link_id)
+
+
+async def _heads(ctx: Context, tx: Transaction, call_id: UUID) -> bool:
+    """Whether the actor heads the call; from here on the transaction sees all of its links then."""
+    call = await calls.get(tx, call_id)
+    if call is None or not members.heads(ctx.actor, call):
+        return False
+    await tenant.head(tx, call_id)
+    return True
 
 
 async def _locked(tx: Transaction, call_id: UUID, link_id: UUID) -> tuple[Call, Link]:

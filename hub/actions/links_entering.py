@@ -15,6 +15,7 @@ import structlog
 
 from db import audit, bans, calls, links, participants
 from db.calls import Call
+from db.errors import DatabaseUnavailable
 from db.links import Found, Link
 from db.pool import Transaction
 from hub.actions import entering, links_guessing, links_rules, links_visits, members
@@ -82,7 +83,7 @@ async def resolve(ctx: Context, message: ResolveLink) -> ResolvedLink:
             await links_guessing.missed(ctx)
             raise errors.LinkExpired(_DEAD)
         referrer = host_of(message.referrer or "") or ctx.visitor.referrer
-        async with links_guessing.few(ctx), ctx.hub.db.tenant(found.tenant_id, found.creator_id, turn=link.id) as tx:
+        async with links_guessing.at_link(ctx, link.id), ctx.hub.db.tenant(found.tenant_id, found.creator_id) as tx:
             await links_visits.opened(ctx, tx, link.id, referrer)
     return ResolvedLink(
         short_code=link.short_code,
@@ -182,12 +183,13 @@ def _demand_listed(actor: Actor, found: Found, link: Link) -> None:
 
 
 async def _use(ctx: Context, found: Found, link: Link) -> Entry | None:
-    """Take a use. None: the link was changed since it was looked at. Raises LinkExpired or LinkExhausted."""
-    async with links_guessing.few(ctx), ctx.hub.db.tenant(found.tenant_id, found.creator_id, turn=link.id) as tx:
-        call = await calls.get(tx, link.call_id)
-        role = await _given_role(ctx, tx, call, link) if call is not None and call.status != "ended" else None
+    """Take a use. None: the link was changed since it was looked at. Raises LinkExpired, LinkExhausted or Banned."""
+    async with links_guessing.at_link(ctx, link.id), ctx.hub.db.tenant(found.tenant_id, found.creator_id) as tx:
+        call, at = await calls.get(tx, link.call_id), ctx.now()
+        role = await members.given_role(tx, call, link, at) if call is not None and call.status != "ended" else None
         if call is None or role is None:
             raise errors.LinkExpired(_DEAD)
+        await _demand_not_banned(ctx, tx, found, call)
         used = await links.use(tx, link.id, link.version)
         if used is not None:
             await links_visits.validated(ctx, tx, link.id)
@@ -206,20 +208,23 @@ async def _use(ctx: Context, found: Found, link: Link) -> Entry | None:
     raise errors.LinkExpired(_DEAD)
 
 
-async def _given_role(ctx: Context, tx: Transaction, call: Call, link: Link) -> Role | None:
-    """The link's role, but never more than its creator is by now. None: they were put out of the call."""
-    role = members.as_role(link.default_role)
-    if link.granted_as == "admin" or link.creator_id == call.owner_id:
-        return role
-    known = await participants.of_user(tx, call.id, link.creator_id)
-    if any(each.kicked for each in known) or await bans.active(tx, call.id, link.creator_id, ctx.now()):
-        return None
-    return members.lower(role, members.as_role(known[-1].role if known else link.granted_as))
+async def _demand_not_banned(ctx: Context, tx: Transaction, found: Found, call: Call) -> None:
+    """A ban is a person's: also of who comes as a guest this time, and is known by their sign-in."""
+    if ctx.actor.nobody:
+        return
+    own = [ctx.actor.user_id] if ctx.actor.tenant_id == found.tenant_id else []
+    for user_id in (_guest_id(ctx.actor, found, call), *own):
+        if await bans.active(tx, call.id, user_id, ctx.now()):
+            raise errors.Banned()
 
 
 def _issue(ctx: Context, entry: Entry, display_name: str | None) -> tuple[IssuedToken, Actor]:
     given = GuestPass(
-        call_id=entry.call.id, role=entry.role, link_id=entry.link.id, approval=entry.link.require_approval
+        call_id=entry.call.id,
+        role=entry.role,
+        link_id=entry.link.id,
+        approval=entry.link.require_approval,
+        link_version=entry.link.version,
     )
     name = display_name or ctx.actor.display_name or "Guest"
     issued = ctx.hub.tokens.issue_guest(
@@ -261,8 +266,10 @@ async def _seat(ctx: Context, guest: Actor, call_id: UUID) -> RoomToken | None:
     asking = Context(hub=ctx.hub, actor=guest, request_id=ctx.request_id, client=ctx.client)
     try:
         media: RoomToken = await entering.token(asking, AskToken(call_id))
-    except HubError as error:
-        log.info("no_seat_by_link", code=error.code, call_id=str(call_id), request_id=ctx.request_id)
+    except (HubError, DatabaseUnavailable) as error:
+        # Whatever it was, the use is taken: without the token it would be lost.
+        code = error.code if isinstance(error, HubError) else "database_unavailable"
+        log.info("no_seat_by_link", code=code, call_id=str(call_id), request_id=ctx.request_id)
         return None
     return media
 
@@ -313,7 +320,7 @@ async def renew(ctx: Context, message: Empty) -> RenewedPass:
         mine = await participants.of_user(tx, call.id, ctx.actor.user_id)
         inside = any(each.status in members.IN_CALL for each in mine)
         # Who is in stays in when the link is revoked; putting them out is another order.
-        actor = ctx.actor if inside else await members.as_linked(tx, ctx.actor)
+        actor = ctx.actor if inside else await members.as_linked(tx, ctx.actor, call, ctx.now())
     assert actor.guest is not None
     issued = ctx.hub.tokens.issue_guest(
         tenant=actor.tenant_id, guest=actor.guest, display_name=actor.display_name, user_id=actor.user_id

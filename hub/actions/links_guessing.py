@@ -12,8 +12,10 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
+from uuid import UUID
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
+from db.turns import Turns
 from hub.context import Context, Hub, Verdict
 from hub.protocol import errors
 
@@ -40,6 +42,7 @@ class _Gate:
 
 
 _few: WeakKeyDictionary[Hub, asyncio.Semaphore] = WeakKeyDictionary()
+_turns: WeakKeyDictionary[Hub, Turns] = WeakKeyDictionary()
 # By network, as long as somebody of it is here.
 _gates: WeakValueDictionary[str, _Gate] = WeakValueDictionary()
 
@@ -78,6 +81,13 @@ async def _turn_of(gate: _Gate) -> AsyncIterator[None]:
 def few(ctx: Context) -> asyncio.Semaphore:
     """Hold it while at the database: a crowd at a link waits here, and does not take all connections from the calls."""
     return _few.setdefault(ctx.hub, asyncio.Semaphore(_CONNECTIONS))
+
+
+@asynccontextmanager
+async def at_link(ctx: Context, link_id: UUID) -> AsyncIterator[None]:
+    """Hold it while writing to a link: one at a time, and who waits for that holds nothing that other links need."""
+    async with _turns.setdefault(ctx.hub, Turns()).of(link_id), few(ctx):
+        yield
 
 
 async def missed(ctx: Context) -> None:

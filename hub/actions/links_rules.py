@@ -88,6 +88,24 @@ def changed(ctx: Context, before: Link, message: UpdateLink) -> Link:
     return wanted
 
 
+def rebinds(before: Link, wanted: Link, password_hash: str | None) -> bool:
+    """Whether other people may come by the link than did so far: what it gave to those holds no longer."""
+    asked = (before.access_type, before.allowed_user_ids, before.allowed_emails, before.allowed_domains)
+    asks = (wanted.access_type, wanted.allowed_user_ids, wanted.allowed_emails, wanted.allowed_domains)
+    return password_hash is not None or asked != asks
+
+
+def was_and_now(before: Link, after: Link) -> dict[str, object]:
+    """For the audit log: the settings that differ. Of metadata only that they do, and nothing of passwords."""
+    names = [name for name in (*_SETTINGS, "metadata") if getattr(before, name) != getattr(after, name)]
+    told = [name for name in names if name != "metadata"]
+    return {
+        "changed": names,
+        "was": msgspec.to_builtins({name: getattr(before, name) for name in told}),
+        "now": msgspec.to_builtins({name: getattr(after, name) for name in told}),
+    }
+
+
 async def hashed(ctx: Context, password: str | None) -> str | None:
     if password is None:
         return None
@@ -115,6 +133,7 @@ def view(ctx: Context, link: Link) -> LinkView:
         short_code=link.short_code,
         url=url_of(ctx, link),
         call_id=link.call_id,
+        creator_id=link.creator_id,
         link_type=link.link_type,
         title=link.title,
         status=_status(link, ctx.now()),

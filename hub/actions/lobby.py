@@ -73,17 +73,16 @@ async def _door(ctx: Context, tx: Transaction, call_id: UUID) -> Call:
     if call is None:
         raise errors.NotFound()
     members.demand_open(call)
-    ctx.actor = await members.as_linked(tx, ctx.actor)
     if not members.heads(ctx.actor, call) and await bans.active(tx, call_id, ctx.actor.user_id, ctx.now()):
         raise errors.Banned()
-    ctx.actor = await members.as_linked(tx, ctx.actor)
+    ctx.actor = await members.as_linked(tx, ctx.actor, call, ctx.now())
     return call
 
 
 async def _may_come_in(ctx: Context, tx: Transaction, call: Call, entry: Entry | None) -> bool:
     known = await participants.of_user(tx, call.id, ctx.actor.user_id)
     role = members.role_of(ctx.actor, call, known[-1] if known else None)
-    if not waiting.has_lobby(ctx.actor, call, role) or await waiting.was_in(tx, ctx.actor, call):
+    if not waiting.has_lobby(ctx.actor, call, role) or await members.was_in(tx, ctx.actor, call):
         return True
     return (entry is not None and entry.status == "admitted") or await waiting.called_in(tx, call.id, known)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from uuid import UUID
 
 import msgspec
 
 from db import bans, calls, links, participants
 from db.calls import Call
+from db.links import Link, Terms
 from db.participants import Participant
 from db.pool import Transaction
 from hub.context import Actor, Context, Member
@@ -107,10 +109,11 @@ def features_off(call: Call) -> tuple[str, ...]:
     return tuple(feature for feature, on in switches.items() if not on)
 
 
-async def as_linked(tx: Transaction, actor: Actor) -> Actor:
+async def as_linked(tx: Transaction, actor: Actor, call: Call, now: datetime) -> Actor:
     """A guest as the link that they came by is now, whatever their token says; others as they are.
 
-    Raises LinkExpired where it was revoked.
+    Raises LinkExpired where it was revoked, or bound anew since it gave the token, or its creator was put out of the
+    call; where it is over, for those who were never in.
     """
     given = actor.guest
     if given is None or given.link_id is None:
@@ -118,9 +121,38 @@ async def as_linked(tx: Transaction, actor: Actor) -> Actor:
     link = await links.terms(tx, given.link_id)
     if link is None or link.revoked:
         raise errors.LinkExpired("the link was revoked")
-    role = lower(given.role, as_role(link.default_role))
-    now = msgspec.structs.replace(given, role=role, approval=link.require_approval)
-    return msgspec.structs.replace(actor, guest=now)
+    if given.link_version < link.valid_from:
+        raise errors.LinkExpired("the link was changed: open it again")
+    if link.expired and not await was_in(tx, actor, call):
+        raise errors.LinkExpired("the link is over")
+    role = await given_role(tx, call, link, now)
+    if role is None:
+        raise errors.LinkExpired("whoever made the link was put out of the call")
+    guest = msgspec.structs.replace(given, role=lower(given.role, role), approval=link.require_approval)
+    return msgspec.structs.replace(actor, guest=guest)
+
+
+async def given_role(tx: Transaction, call: Call, link: Link | Terms, now: datetime) -> Role | None:
+    """The link's role, but never more than its creator is by now. None: they were put out of the call."""
+    role = as_role(link.default_role)
+    if link.creator_id == call.owner_id:
+        return role
+    known = await participants.of_user(tx, call.id, link.creator_id)
+    if any(map(put_out, known)) or await bans.active(tx, call.id, link.creator_id, now):
+        return None
+    if link.granted_as == "admin":
+        return role
+    return lower(role, as_role(known[-1].role if known else link.granted_as))
+
+
+async def was_in(tx: Transaction, actor: Actor, call: Call) -> bool:
+    """Whether they were in the call before, and nobody put them out since."""
+    known = await participants.of_user(tx, call.id, actor.user_id)
+    return any(each.joined_at is not None for each in known) and not any(map(put_out, known))
+
+
+def put_out(person: Participant) -> bool:
+    return person.kicked or person.status == "kicked"
 
 
 def lower(one: Role, other: Role) -> Role:

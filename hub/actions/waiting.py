@@ -30,7 +30,7 @@ UNTOLD = timedelta(seconds=5)
 
 async def demand_let_in(ctx: Context, tx: Transaction, call: Call, role: Role) -> None:
     """Raises LobbyRequired, or LobbyDenied while a denial is fresh, for who has to knock and was not let in."""
-    if not has_lobby(ctx.actor, call, role) or await was_in(tx, ctx.actor, call):
+    if not has_lobby(ctx.actor, call, role) or await members.was_in(tx, ctx.actor, call):
         return
     entry = await lobby.of_user(tx, call.id, ctx.actor.user_id)
     if entry is not None and entry.status == "admitted":
@@ -50,12 +50,6 @@ def by_link(actor: Actor) -> bool:
     return actor.guest is not None and actor.guest.approval
 
 
-async def was_in(tx: Transaction, actor: Actor, call: Call) -> bool:
-    """Whether they were in the call before, and nobody put them out since."""
-    known = await participants.of_user(tx, call.id, actor.user_id)
-    return any(each.joined_at is not None for each in known) and not any(map(_put_out, known))
-
-
 async def called_in(tx: Transaction, call_id: UUID, known: Sequence[Participant]) -> bool:
     """Whether they come because somebody who may let people in called them, and nobody put them out since.
 
@@ -63,10 +57,6 @@ async def called_in(tx: Transaction, call_id: UUID, known: Sequence[Participant]
     """
     put_out = [each.kick_requested_at for each in known if each.kick_requested_at is not None]
     return await invites.lets_in(tx, call_id, max(put_out, default=None))
-
-
-def _put_out(person: Participant) -> bool:
-    return person.kicked or person.status == "kicked"
 
 
 def demand_not_denied(ctx: Context, entry: Entry | None) -> None:

@@ -125,6 +125,7 @@ class LinkView(msgspec.Struct, frozen=True, kw_only=True):
     short_code: str
     url: str
     call_id: UUID
+    creator_id: str
     link_type: str
     title: str | None
     status: LinkStatus
