@@ -20,6 +20,7 @@ from hub.actions.contacts import NOBODY
 from hub.actions.views import call_view
 from hub.commands import Commands, Empty, Event, Http, Rate
 from hub.context import Context
+from hub.policy import rank
 from hub.protocol import errors
 from hub.protocol.errors import FieldError
 from hub.protocol.invites import (
@@ -62,6 +63,7 @@ _BY_ALL = (30, 60.0)
 )
 async def send(ctx: Context, message: SendInvite) -> InviteSent:
     """Call people to the call you are in: it rings on all their devices until they answer or it is over."""
+    _demand_known(ctx)
     callees = list(dict.fromkeys(message.user_ids))
     _demand_others(ctx, callees)
     await _demand_patience(ctx, callees)
@@ -241,6 +243,12 @@ def _too_late(invite: Invite) -> NoReturn:
 def _elsewhere(invite: Invite, why: Literal["answered_elsewhere", "declined_elsewhere"]) -> tuple[str, Event]:
     by = AnsweredBy(invite.answered_session, invite.answered_device)
     return invite.callee_id, InviteCanceled(invite.invite_id, CallNamed(invite.call_id), invite.callee_id, why, by)
+
+
+def _demand_known(ctx: Context) -> None:
+    """It rings in the pocket of anybody who is named: nobody whom we do not know makes it do so."""
+    if ctx.actor.role == "guest" and rank(ctx.member.role) < rank("moderator"):
+        raise errors.Forbidden("guests call nobody: sign in")
 
 
 def _demand_others(ctx: Context, callees: Sequence[str]) -> None:

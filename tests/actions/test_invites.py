@@ -365,3 +365,11 @@ async def test_the_call_log_has_both_directions_in_pages_newest_first(scene: Sce
         ("outgoing", "u0", "ringing"),
     ]
     assert await scene.log(call_id=uuid4()) == []
+
+
+async def test_guests_ring_up_nobody_unless_they_moderate(scene: Scene) -> None:
+    for role, code in (("participant", "forbidden"), ("moderator", None)):
+        guest = scene.hub.person(f"guest:{role}", guest_of=scene.call_id, role=role).socket()  # type: ignore[arg-type]
+        await guest.join(scene.call_id)
+        ack = await guest.ack("invite:send", call_id=scene.call_id, user_ids=["cid"])
+        assert (ack.error.code if ack.error else None) == code
