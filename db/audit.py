@@ -75,3 +75,13 @@ async def page(
 ) -> list[Entry]:
     """The tenant's log, newest first, below `before_id`."""
     return [Entry(*row) for row in await tx.fetch(PAGE, before_id, actor, target_type, target_id, limit)]
+
+
+LATELY = """
+SELECT true FROM audit_log WHERE actor = $1 AND action = $2 AND at > now() - interval '1 hour' LIMIT 1
+"""
+
+
+async def did_lately(tx: Transaction, actor: str, action: str) -> bool:
+    """Whether somebody did that within the hour, as the log has it."""
+    return bool(await tx.fetchval(LATELY, actor, action))

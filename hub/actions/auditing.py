@@ -68,7 +68,8 @@ async def export(ctx: Context, message: ExportAudit) -> AuditExport:
     """The whole log, oldest first, with the hashes that chain it; that somebody takes it out is written down too."""
     after_seq = _number(message.cursor)
     async with ctx.transaction() as tx:
-        if after_seq is None:
+        if not after_seq or not await audit_log.did_lately(tx, ctx.actor.user_id, "audit:export"):
+            # Also for a cursor that no page gave.
             await audit_log.add(tx, actor=ctx.actor.user_id, action="audit:export", target_type="audit", target_id=None)
     async with ctx.transaction() as tx:
         # The head first: whatever it names is in the pages.

@@ -15,6 +15,7 @@ import pytest
 from db import audit
 from db.audit_chain import FIRST, Head, Link, check
 from hub.actions import all_commands
+from hub.actions.pages import cursor
 from hub.commands import Command
 from hub.protocol.admin import AuditLink
 from tests.actions.conftest import OTHER_TENANT, TENANT, Node
@@ -138,3 +139,12 @@ def _named(function: Any) -> list[Any]:
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             named.append(getattr(known.get(node.value.id), node.attr, None))
     return named
+
+
+@pytest.mark.parametrize("seq", [0, 1])
+async def test_an_export_from_a_made_up_place_is_written_down_too(hub: Node, seq: int) -> None:
+    boss = hub.person("boss", admin=True)
+    for _ in range(2):
+        await boss.do("room:end", call_id=await boss.room())
+    await boss.do("admin:export_audit", cursor=cursor(datetime.now(UTC), seq))
+    assert await hub.value("SELECT count(*) FROM audit_log WHERE action = 'audit:export'") == 1
