@@ -28,10 +28,12 @@ class Entry(msgspec.Struct, frozen=True):
     expires_at: datetime
     decided_at: datetime | None
     reason: str | None
+    # Of who was denied: when they may knock again.
+    again_at: datetime | None
 
 
 COLUMNS = """
-call_id, user_id, ticket, display_name, status, by_link, knocked_at, expires_at, decided_at, reason
+call_id, user_id, ticket, display_name, status, by_link, knocked_at, expires_at, decided_at, reason, again_at
 """
 
 KNOCK = f"""
@@ -40,7 +42,8 @@ VALUES ($1, $2, $3, $4, $5, $6)
 ON CONFLICT (tenant_id, call_id, user_id) DO UPDATE
 SET ticket = gen_random_uuid(), status = 'waiting', display_name = excluded.display_name, by_link = excluded.by_link,
     via_link_id = excluded.via_link_id, knocked_at = clock_timestamp(), expires_at = excluded.expires_at,
-    decided_at = NULL, decided_by = NULL, reason = NULL, untold_since = NULL
+    decided_at = NULL, decided_by = NULL, reason = NULL, untold_since = NULL,
+    again_at = NULL
 RETURNING {COLUMNS}
 """
 
@@ -100,7 +103,7 @@ async def queue_of_link(tx: Transaction, call_id: UUID, link_id: UUID) -> list[E
 
 
 DECIDE = f"""
-UPDATE lobby_entries SET status = $2, decided_at = $3, decided_by = $4, reason = $5
+UPDATE lobby_entries SET status = $2, decided_at = $3, decided_by = $4, reason = $5, again_at = $7, untold_since = $8
 WHERE call_id = $1 AND status = 'waiting' AND ticket = ANY ($6::uuid[])
 RETURNING {COLUMNS}
 """
@@ -115,19 +118,12 @@ async def decide(
     *,
     by: str | None = None,
     reason: str | None = None,
+    again_at: datetime | None = None,
+    untold_since: datetime | None = None,
 ) -> list[Entry]:
-    """Those of them who were still waiting, as they are now."""
-    return [Entry(*row) for row in await tx.fetch(DECIDE, call_id, status, now, by, reason, list(tickets))]
-
-
-MARK = """
-UPDATE lobby_entries SET untold_since = $3 WHERE call_id = $1 AND ticket = ANY ($2::uuid[])
-"""
-
-
-async def mark(tx: Transaction, call_id: UUID, tickets: Sequence[UUID], now: datetime) -> None:
-    """What was decided about them is to be told."""
-    await tx.execute(MARK, call_id, list(tickets), now)
+    """Those of them who were still waiting, as they are now. `untold_since`: what was decided is to be told."""
+    rows = await tx.fetch(DECIDE, call_id, status, now, by, reason, list(tickets), again_at, untold_since)
+    return [Entry(*row) for row in rows]
 
 
 UNTOLD = f"SELECT {COLUMNS} FROM lobby_entries WHERE call_id = $1 AND untold_since <= $2 ORDER BY knocked_at, ticket"

@@ -250,8 +250,9 @@ async def _bind_anew(ctx: Context, tx: Transaction, call: Call, link: Link, reas
     """What the link gave holds no longer: a place in the queue, a seat that was not taken, a yes of the lobby; with
     `putting_out` also the seats of those who are in, but for those above the actor's rank."""
     knocking = await lobby.queue_of_link(tx, call.id, link.id)
-    denied, news = await waiting.deny(tx, call, knocking, ctx.now(), by=ctx.actor.user_id, reason=reason, cooldown_s=0)
-    ctx.due_to_users(news)
+    now, by = ctx.now(), ctx.actor.user_id
+    denied, news = await waiting.deny(tx, call, knocking, now, by=by, reason=reason, cooldown_s=0)
+    waiting.tell(ctx, call.id, (denied, news), now)
     await lobby.forget_link(tx, call.id, link.id)
     here = {each.user_id for each in await participants.in_call(tx, call.id)}
     devices: list[Participant] = []
@@ -262,7 +263,7 @@ async def _bind_anew(ctx: Context, tx: Transaction, call: Call, link: Link, reas
             continue
         if user_id in here and not (putting_out and rank(standing) <= rank(ctx.member.role)):
             continue
-        devices += await participants.request_kick(tx, call.id, user_id, ctx.now(), by=ctx.actor.user_id, reason=reason)
+        devices += await participants.request_kick(tx, call.id, user_id, now, by=by, reason=reason)
         await lobby.forget(tx, call.id, user_id)
     for device in devices:
         ctx.first(partial(evict, ctx, call.id, device.id, RoomLeft("kicked", reason)))

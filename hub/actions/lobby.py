@@ -5,14 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from functools import partial
 from uuid import UUID
-
-import structlog
 
 from db import audit, bans, calls, lobby, participants
 from db.calls import Call
-from db.errors import DatabaseUnavailable
 from db.lobby import Entry
 from db.pool import Transaction
 from hub.actions import members, waiting
@@ -35,7 +31,6 @@ from hub.protocol.lobby import (
     LobbyUpdated,
 )
 
-log = structlog.get_logger("hub.lobby")
 commands = Commands()
 
 
@@ -47,7 +42,7 @@ async def knock(ctx: Context, message: Knock) -> LobbyTicket:
         call = await _door(ctx, tx, message.call_id)
         actor = ctx.actor
         # Whose time is over must not stand in the way until the clock comes round.
-        ctx.due_to_users(await waiting.expire(tx, call, now))
+        waiting.tell(ctx, call.id, await waiting.expire(tx, call, now), now)
         entry = await lobby.of_user(tx, call.id, actor.user_id)
         if await _may_come_in(ctx, tx, call, entry):
             answer = LobbyTicket("admitted", entry.ticket if entry else None, 0, 0)
@@ -197,22 +192,10 @@ async def _decide(
             decided, news = await waiting.deny(tx, call, wanted, now, by=user_id, reason=reason, cooldown_s=cooldown_s)
         if decided:
             await _note(ctx, tx, action, call_id, decided, reason)
-            await lobby.mark(tx, call_id, [entry.ticket for entry in decided], now)
-        ctx.due_to_users(news)
-        if decided:
-            ctx.first(partial(_told, ctx, call_id, [entry.ticket for entry in decided], now))
+        waiting.tell(ctx, call_id, (decided, news), now)
         answer = LobbyCount(len(decided))
         await ctx.keep(tx, answer)
     return answer
-
-
-async def _told(ctx: Context, call_id: UUID, tickets: Sequence[UUID], now: datetime) -> None:
-    """After the telling. Whoever dies before this has it told by another node, once more if need be."""
-    try:
-        async with ctx.transaction() as tx:
-            await lobby.told(tx, call_id, tickets, now)
-    except DatabaseUnavailable as error:
-        log.warning("lobby_not_marked_as_told", error=str(error)[:200], call_id=str(call_id))
 
 
 async def _note(

@@ -217,7 +217,8 @@ async def update(ctx: Context, message: UpdateRoom) -> RoomAnswer:
         if settled is not None:
             ctx.due(after.id, settled.events)
         if before.lobby_enabled and not after.lobby_enabled:
-            ctx.due_to_users(await waiting.open_door(tx, after, ctx.now(), by=ctx.actor.user_id))
+            opened = await waiting.open_door(tx, after, ctx.now(), by=ctx.actor.user_id)
+            waiting.tell(ctx, after.id, opened, ctx.now())
         await ctx.keep(tx, answer)
     if settled is not None:
         await carry_out(ctx, settled)
@@ -292,7 +293,7 @@ async def _end(ctx: Context, tx: Transaction, call_id: UUID, action: str, why: s
         details={"room_name": call.livekit_room_name, "was": call.status},
     )
     settled = await settle(ctx, tx, call_id, now, news)
-    ctx.due_to_users(await waiting.turn_away(tx, call, now))
+    waiting.tell(ctx, call_id, await waiting.turn_away(tx, call, now), now)
     return settled
 
 

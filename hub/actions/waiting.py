@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from uuid import UUID
+
+import structlog
 
 from db import invites, lobby, participants
 from db.calls import Call
+from db.errors import DatabaseUnavailable
 from db.lobby import Entry
 from db.participants import Participant
 from db.pool import Transaction
@@ -23,6 +27,10 @@ from hub.protocol import errors
 from hub.protocol.lobby import LobbyAdmitted, LobbyDenied, LobbyEntry, LobbyKnocked, LobbyUpdated
 
 News = list[tuple[str, Event]]
+# Who of the queue was decided about, and the news.
+Outcome = tuple[list[Entry], News]
+
+log = structlog.get_logger("hub.lobby")
 
 # As in `system_lobbies_due`: what was decided is told within this, or not at all by whoever decided it.
 UNTOLD = timedelta(seconds=5)
@@ -62,7 +70,7 @@ async def called_in(tx: Transaction, call_id: UUID, known: Sequence[Participant]
 def demand_not_denied(ctx: Context, entry: Entry | None) -> None:
     if entry is None or entry.status != "denied" or entry.decided_at is None:
         return
-    again_at = entry.decided_at + timedelta(seconds=ctx.hub.rules.lobby_cooldown_s)
+    again_at = entry.again_at or entry.decided_at + timedelta(seconds=ctx.hub.rules.lobby_cooldown_s)
     left_ms = int((again_at - ctx.now()).total_seconds() * 1000)
     if left_ms > 0:
         raise errors.LobbyDenied(entry.reason or "", retry_after_ms=left_ms)
@@ -95,7 +103,7 @@ async def knocked(tx: Transaction, call: Call, entry: Entry) -> tuple[int, News]
 
 async def admit(
     tx: Transaction, call: Call, entries: Iterable[Entry], now: datetime, *, by: str | None = None
-) -> tuple[list[Entry], News]:
+) -> Outcome:
     """Let these in; who of them was still waiting."""
     return await _decide(tx, call, entries, "admitted", now, LobbyAdmitted, by=by)
 
@@ -109,11 +117,14 @@ async def deny(
     by: str,
     reason: str | None,
     cooldown_s: float,
-) -> tuple[list[Entry], News]:
+) -> Outcome:
+    """Send these away; who of them was still waiting. They may knock again after `cooldown_s`."""
+
     def told(entry: LobbyEntry) -> Event:
         return LobbyDenied(entry, "denied", reason or "", int(cooldown_s * 1000))
 
-    return await _decide(tx, call, entries, "denied", now, told, by=by, reason=reason)
+    again_at = now + timedelta(seconds=cooldown_s)
+    return await _decide(tx, call, entries, "denied", now, told, by=by, reason=reason, again_at=again_at)
 
 
 async def cancel(tx: Transaction, call: Call, user_id: str, now: datetime) -> News:
@@ -125,46 +136,62 @@ async def cancel(tx: Transaction, call: Call, user_id: str, now: datetime) -> Ne
     return news
 
 
-async def expire(tx: Transaction, call: Call, now: datetime) -> News:
+async def expire(tx: Transaction, call: Call, now: datetime) -> Outcome:
     """Nobody decided in time: that is a no, and they may knock again at once."""
     late = [entry for entry in await lobby.queue(tx, call.id) if entry.expires_at <= now]
-    _, news = await _decide(tx, call, late, "timed_out", now, lambda entry: LobbyDenied(entry, "timed_out", "", 0))
-    return news
+    return await _decide(tx, call, late, "timed_out", now, lambda entry: LobbyDenied(entry, "timed_out", "", 0))
 
 
-async def turn_away(tx: Transaction, call: Call, now: datetime) -> News:
+async def turn_away(tx: Transaction, call: Call, now: datetime) -> Outcome:
     """The call is over."""
     waiting = await lobby.queue(tx, call.id)
-    _, news = await _decide(
-        tx, call, waiting, "timed_out", now, lambda entry: LobbyDenied(entry, "call_ended", "", None)
-    )
-    return news
+    return await _decide(tx, call, waiting, "timed_out", now, lambda entry: LobbyDenied(entry, "call_ended", "", None))
 
 
-async def open_door(tx: Transaction, call: Call, now: datetime, *, by: str) -> News:
+async def open_door(tx: Transaction, call: Call, now: datetime, *, by: str) -> Outcome:
     """The call has no lobby any more: who waited for that alone comes in."""
-    _, news = await admit(tx, call, [e for e in await lobby.queue(tx, call.id) if not e.by_link], now, by=by)
-    return news
+    return await admit(tx, call, [e for e in await lobby.queue(tx, call.id) if not e.by_link], now, by=by)
 
 
-async def retell(tx: Transaction, call: Call, now: datetime, *, cooldown_s: float) -> tuple[list[Entry], News]:
-    """What a host decided a while ago and is not known to have been told. Where it was, it comes a second time."""
+def tell(ctx: Context, call_id: UUID, outcome: Outcome, now: datetime) -> None:
+    """The news, after the commit. Whoever dies before they are out has them told by another node (`retell`)."""
+    decided, news = outcome
+    ctx.due_to_users(news)
+    if decided:
+        ctx.first(partial(_told, ctx, call_id, [entry.ticket for entry in decided], now))
+
+
+async def _told(ctx: Context, call_id: UUID, tickets: Sequence[UUID], now: datetime) -> None:
+    try:
+        async with ctx.transaction() as tx:
+            await lobby.told(tx, call_id, tickets, now)
+    except DatabaseUnavailable as error:
+        # Then it is told once more.
+        log.warning("lobby_not_marked_as_told", error=str(error)[:200], call_id=str(call_id))
+
+
+async def retell(tx: Transaction, call: Call, now: datetime, *, cooldown_s: float) -> Outcome:
+    """What was decided a while ago and is not known to have been told. Where it was, it comes a second time."""
     late = await lobby.untold(tx, call.id, now - UNTOLD)
     if not late:
         return [], []
     waiting = await queue(tx, call)
     event = LobbyUpdated([view(entry) for entry in late], len(waiting))
     return late, [
-        *((entry.user_id, _outcome(entry, now, cooldown_s)) for entry in late),
+        *((entry.user_id, _outcome(call, entry, now, cooldown_s)) for entry in late),
         *((entry.user_id, LobbyUpdated([entry], len(waiting))) for entry in waiting),
         *((host, event) for host in await _hosts(tx, call)),
     ]
 
 
-def _outcome(entry: Entry, now: datetime, cooldown_s: float) -> Event:
+def _outcome(call: Call, entry: Entry, now: datetime, cooldown_s: float) -> Event:
     if entry.status == "admitted":
         return LobbyAdmitted(view(entry))
-    left_s = cooldown_s - (now - (entry.decided_at or now)).total_seconds()
+    if entry.status == "timed_out":
+        over = call.status == "ended"
+        return LobbyDenied(view(entry), "call_ended" if over else "timed_out", "", None if over else 0)
+    again_at = entry.again_at or (entry.decided_at or now) + timedelta(seconds=cooldown_s)
+    left_s = (again_at - now).total_seconds()
     return LobbyDenied(view(entry), "denied", entry.reason or "", max(0, int(left_s * 1000)))
 
 
@@ -178,12 +205,17 @@ async def _decide(
     *,
     by: str | None = None,
     reason: str | None = None,
-) -> tuple[list[Entry], News]:
+    again_at: datetime | None = None,
+) -> Outcome:
     tickets = [entry.ticket for entry in entries]
     if not tickets:
         return [], []
     before = await lobby.queue(tx, call.id)
-    gone = await lobby.decide(tx, call.id, tickets, status, now, by=by, reason=reason)
+    # Who waits no longer of their own will knows it.
+    untold_since = None if status == "canceled" else now
+    gone = await lobby.decide(
+        tx, call.id, tickets, status, now, by=by, reason=reason, again_at=again_at, untold_since=untold_since
+    )
     if not gone:
         return [], []
     news: News = [(entry.user_id, told(view(entry))) for entry in gone]

@@ -91,8 +91,8 @@ class Lobbies:
         return done
 
     async def _look_at(self, tenant_id: UUID, call_id: UUID) -> None:
-        news: waiting.News = []
         late: list[Entry] = []
+        news: waiting.News = []
 
         async def tell() -> None:
             await asyncio.gather(
@@ -107,7 +107,7 @@ class Lobbies:
             if call is None:
                 return
             over = call.status == "ended"
-            news += await (waiting.turn_away(tx, call, now) if over else waiting.expire(tx, call, now))
+            late, news = await (waiting.turn_away(tx, call, now) if over else waiting.expire(tx, call, now))
             untold, again = await waiting.retell(tx, call, now, cooldown_s=self._desk.rules.lobby_cooldown_s)
             late += untold
             news += again

@@ -96,6 +96,16 @@ async def test_an_eviction_takes_back_the_yes_of_the_lobby(hub: Node) -> None:
             await again.socket().join(call_id)
 
 
+async def test_who_waited_by_a_revoked_link_knocks_by_another_at_once(hub: Node) -> None:
+    ann, bob = hub.person("ann"), hub.person("bob")
+    call_id = await ann.room()
+    gone, other = [await a_link(hub, call_id, require_approval=True) for _ in range(2)]
+    await (await as_guest(hub, await validate(bob, gone))).socket().do("lobby:knock", call_id=call_id)
+    await ann.do("link:revoke", link_id=gone.link_id)
+    again = await as_guest(hub, await validate(bob, other))
+    assert (await again.socket().do("lobby:knock", call_id=call_id)).status == "waiting"
+
+
 async def test_whoever_is_banned_does_not_come_as_a_guest(hub: Node) -> None:
     """S-067: no use is taken."""
     ann, bob = hub.person("ann"), signed_in(hub, "bob")

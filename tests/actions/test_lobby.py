@@ -343,3 +343,50 @@ async def test_what_a_node_decided_and_did_not_live_to_tell_is_told_by_another(h
     hub.ahead *= 3
     assert await lobbies.once() == 0
     assert len(bob.told("lobby:admitted")) == 1
+
+
+class _Mute:
+    """A bus of a node that dies between the commit and the telling."""
+
+    def __init__(self, real: Any) -> None:
+        self._real = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    async def to_user(self, *args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("the node is gone")
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "heard", "why"),
+    [
+        ("room:update", {"lobby_enabled": False}, "lobby:admitted", None),
+        ("room:end", {}, "lobby:denied", "call_ended"),
+    ],
+)
+async def test_whatever_ended_the_waiting_is_told_by_another_node(
+    hub: Node, name: str, fields: dict[str, Any], heard: str, why: str | None
+) -> None:
+    call_id, ann, (bob,) = await waiting(hub, "bob")
+    real, hub.bus = hub.bus, _Mute(hub.bus)  # type: ignore[assignment]
+    with pytest.raises(HubError):
+        await ann.do(name, call_id=call_id, **fields)
+    hub.bus = real
+    hub.ahead = timedelta(seconds=6)
+    assert await Lobbies(hub).once() == 1
+    assert (await bob.hears(heard)).get("why") == why
+    hub.ahead *= 3
+    assert await Lobbies(hub).once() == 0
+
+
+async def test_a_knock_that_ended_in_time_is_told_again_by_whoever_comes_next(hub: Node) -> None:
+    _, _, (bob,) = await waiting(hub, "bob")
+    hub.ahead = timedelta(seconds=hub.rules.lobby_timeout_s + 1)
+    real, hub.bus = hub.bus, _Mute(hub.bus)  # type: ignore[assignment]
+    assert await Lobbies(hub).once() == 0
+    hub.bus = real
+    hub.ahead += timedelta(seconds=6)
+    assert await Lobbies(hub).once() == 1
+    assert (await bob.hears("lobby:denied"))["why"] == "timed_out"
+    assert await Lobbies(hub).once() == 0
