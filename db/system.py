@@ -160,6 +160,14 @@ async def known_keys(tx: Transaction, keys: Iterable[str]) -> frozenset[str]:
     return frozenset(row[0] for row in await tx.fetch(KNOWN_KEYS, list(keys)))
 
 
+HELD_KEYS = "SELECT storage_key FROM system_held_keys($1)"
+
+
+async def held_keys(tx: Transaction, keys: Iterable[str]) -> frozenset[str]:
+    """Of these keys of the store, those under which a file or an upload has its bytes."""
+    return frozenset(row[0] for row in await tx.fetch(HELD_KEYS, list(keys)))
+
+
 KNOWN_CALLS = "SELECT tenant_id, call_id FROM system_known_calls($1, $2)"
 
 

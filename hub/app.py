@@ -592,6 +592,7 @@ def make_rules(settings: Settings) -> Rules:
         lobby_cooldown_s=settings.lobby_cooldown_s,
         public_url=settings.public_url,
         file_bytes=settings.file_max_bytes,
+        stores_files=settings.stores_files,
         files_per_call=settings.files_per_call,
         call_file_bytes=settings.call_quota_bytes,
         tenant_file_bytes=settings.tenant_quota_bytes,

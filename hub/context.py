@@ -622,6 +622,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     # Somebody's, to one call, that are not revoked.
     links_per_call: int = 100
     file_bytes: int = 104_857_600
+    # Whether there is a store.
+    stores_files: bool = True
     files_per_call: int = 1000
     # Uploads that are on their way count with all they may become.
     call_file_bytes: int = 10 * 2**30

@@ -251,7 +251,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("AURALINK_STORAGE_TIMEOUT_S", "storage_timeout_s", _seconds(0.1, 60), 2.5, "Deadline of one call to the store, tries included; a copy gets four times as long."),
     Setting("AURALINK_CLAMAV_URL", "clamav_url", _clamd, None, "The clamd that scans files: `tcp://host:3310` or `unix:///path`; unset, files are not scanned."),
     Setting("AURALINK_SCAN_FAIL_OPEN", "scan_fail_open", _claim, False, "`true`: files that could not be scanned are had all the same; `false`: nobody has them until they are."),
-    Setting("AURALINK_FILE_MAX_BYTES", "file_max_bytes", _whole(1, 2**40), 104_857_600, "Most bytes of one file."),
+    Setting("AURALINK_FILE_MAX_BYTES", "file_max_bytes", _whole(1, 5 * 10**9), 104_857_600, "Most bytes of one file; stores copy and take no more than 5 GB at once."),
     Setting("AURALINK_FILES_PER_CALL", "files_per_call", _whole(1, 1_000_000), 1000, "Most files of one call."),
     Setting("AURALINK_CALL_QUOTA_BYTES", "call_quota_bytes", _whole(1, 2**60), 10 * 2**30, "Most bytes of all files of one call."),
     Setting("AURALINK_TENANT_QUOTA_BYTES", "tenant_quota_bytes", _whole(1, 2**60), 1000 * 2**30, "Most bytes of all files of one tenant."),

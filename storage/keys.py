@@ -7,6 +7,7 @@ directory.
 from __future__ import annotations
 
 import re
+import secrets
 from uuid import UUID
 
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)*")
@@ -43,8 +44,14 @@ def preview(tenant_id: UUID, call_id: UUID, file_id: UUID) -> str:
 
 
 def infected(tenant_id: UUID, call_id: UUID, file_id: UUID) -> str:
-    """Where the bytes of an infected file are kept: under a key that no URL was ever signed for."""
-    return f"{tenant_id}/{call_id}/{file_id}.infected"
+    """Where the bytes of an infected file are kept: under a key that no URL was ever signed for. Another one each time:
+    what was infected once may be thought clean for a while."""
+    return f"{tenant_id}/{call_id}/{file_id}.infected-{secrets.token_hex(8)}"
+
+
+def written(tenant_id: UUID, call_id: UUID, file_id: UUID, fence: int) -> str:
+    """Where whoever makes the file under that fence puts it: not where somebody may still be writing who was late."""
+    return f"{content(tenant_id, call_id, file_id)}.fence-{fence}"
 
 
 def of_call(tenant_id: UUID, call_id: UUID) -> str:

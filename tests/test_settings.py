@@ -37,7 +37,11 @@ def test_every_default_has_one_value() -> None:
     setting of its own."""
     loaded = settings.load(MINIMUM)
     assert make_rules(loaded) == msgspec.structs.replace(
-        Rules(), room_mark=make_rules(loaded).room_mark, sockets=make_edge_options(loaded).published()
+        # But for the store, which files are tested with.
+        Rules(),
+        stores_files=False,
+        room_mark=make_rules(loaded).room_mark,
+        sockets=make_edge_options(loaded).published(),
     )
     assert make_edge_options(loaded) == EdgeOptions(origins=loaded.origins, version=__version__)
     assert loaded.recovery_window_s == RECOVERY_WINDOW_S
@@ -147,3 +151,9 @@ def test_every_setting_is_documented() -> None:
 def test_a_url_of_a_local_file_needs_no_host(name: str) -> None:
     url = {"REDIS_URL": "unix:///run/valkey.sock", "AURALINK_JWKS_URL": "file:///etc/auralink/jwks.json"}[name]
     assert url in settings.load({**MINIMUM, name: url}).redacted().values() or name == "REDIS_URL"
+
+
+def test_no_file_may_be_larger_than_stores_copy_at_once() -> None:
+    assert settings.load({**MINIMUM, "AURALINK_FILE_MAX_BYTES": "5000000000"}).file_max_bytes == 5_000_000_000
+    with pytest.raises(SettingError, match="AURALINK_FILE_MAX_BYTES"):
+        settings.load({**MINIMUM, "AURALINK_FILE_MAX_BYTES": "5000000001"})

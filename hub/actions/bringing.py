@@ -147,7 +147,7 @@ async def presign(ctx: Context, message: PresignFile) -> PresignedFile:
 async def confirm(ctx: Context, message: ConfirmFile) -> FileView:
     """Make a file of what was put to its URL: its size, hash and type are checked here. Doing it twice is doing it
     once."""
-    return await uploading.finish(ctx, message.file_id, claimed=message.sha256)
+    return await uploading.finish(ctx, message.file_id, claimed=message.sha256, source="presigned")
 
 
 @commands.add(
@@ -166,7 +166,10 @@ async def copy(ctx: Context, message: CopyFile) -> FileView:
     try:
         await _copied(ctx, file.storage_key, row.storage_key)
         return await uploading.finish(
-            ctx, row.id, known=file.sha256, scanned=Scanned(file.scan_status, file.scanned_at)
+            ctx,
+            row.id,
+            known=file.sha256,
+            scanned=Scanned(file.id, file.storage_key, file.scan_status, file.scanned_at),
         )
     except BaseException:
         await asyncio.shield(uploading.abandon(ctx, row.id))

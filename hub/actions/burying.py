@@ -11,7 +11,7 @@ from uuid import UUID
 
 import structlog
 
-from db import tombstones
+from db import system, tombstones
 from db.errors import DatabaseUnavailable
 from db.tombstones import Tombstone
 from storage.errors import StorageError
@@ -30,6 +30,7 @@ _AGAIN_S = (5.0, 3600.0)
 
 class Tenants(Protocol):
     def tenant(self, tenant_id: UUID, user_id: str | None = None) -> AbstractAsyncContextManager[Transaction]: ...
+    def system(self) -> AbstractAsyncContextManager[Transaction]: ...
 
 
 class Graveyard(Protocol):
@@ -57,14 +58,21 @@ async def bury_now(ctx: Context, file_id: UUID) -> None:
 async def bury(yard: Graveyard, grave: Tombstone) -> bool:
     """Delete the bytes, then the tombstone. False: the store did not, and it is tried again later.
 
+    What a file or an upload has its bytes under stays: those leave a tombstone of their own when they go.
+
     Raises DatabaseUnavailable.
     """
+    asked = [key for key in (grave.storage_key, grave.preview_storage_key) if key is not None]
+    async with yard.db.system() as tx:
+        held = await system.held_keys(tx, asked)
+    if held:
+        log.warning("bytes_still_held", tombstone_id=grave.id)
     try:
         if grave.multipart_id is not None:
             await yard.store.abort(grave.storage_key, grave.multipart_id)
-        await yard.store.delete(grave.storage_key)
-        if grave.preview_storage_key is not None:
-            await yard.store.delete(grave.preview_storage_key)
+        for key in asked:
+            if key not in held:
+                await yard.store.delete(key)
     except StorageError as error:
         wait_s = min(_AGAIN_S[1], _AGAIN_S[0] * 2 ** min(grave.attempts, 16))
         log.warning("bytes_not_deleted", attempts=grave.attempts + 1, error=type(error).__name__)

@@ -149,12 +149,14 @@ async def complete(ctx: Context, message: CompleteTransfer) -> CompletedTransfer
             transfers.close(receiving)
             await uploading.abandon(ctx, message.transfer_id)
             raise errors.ChecksumMismatch(details={"sha256": known})
-        if receiving.multipart_id is None:
-            row = receiving.upload
-            await ctx.hub.store.put(row.storage_key, await receiving.content(), content_type=row.mime_type)
     try:
         view = await uploading.finish(
-            ctx, message.transfer_id, claimed=message.sha256, known=known, answer=CompletedTransfer
+            ctx,
+            message.transfer_id,
+            claimed=message.sha256,
+            known=known,
+            content=receiving.content if receiving is not None and receiving.multipart_id is None else None,
+            answer=CompletedTransfer,
         )
     except HubError as error:
         if receiving is not None and not error.retryable:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from datetime import datetime, timedelta
 from typing import Any
@@ -75,8 +75,10 @@ class Checked(msgspec.Struct, frozen=True):
 
 
 class Scanned(msgspec.Struct, frozen=True):
-    """What is known of bytes that were scanned before."""
+    """What was known of the bytes of a file, under that key, when a copy of them was made."""
 
+    file_id: UUID
+    key: str
     status: str
     at: datetime | None
 
@@ -100,9 +102,11 @@ async def reserve(
 
     `size_bytes`: exactly, or the most that may come. `open_s`: how long a client may put the bytes by itself.
 
-    Raises CallEnded, FileTooLarge, Forbidden, QuotaExceeded, or RateLimited for too many at once.
+    Raises CallEnded, FileTooLarge, Forbidden, QuotaExceeded, StorageUnavailable, or RateLimited for too many at once.
     """
     rules, now, actor = ctx.hub.rules, ctx.now(), ctx.actor
+    if not rules.stores_files:
+        raise errors.StorageUnavailable("this hub keeps no files")
     members.demand_open(call)
     if size_bytes > rules.file_bytes:
         raise errors.FileTooLarge(f"at most {rules.file_bytes} bytes", details={"limit_bytes": rules.file_bytes})
@@ -156,22 +160,27 @@ async def finish(
     known: str | None = None,
     parts: Sequence[Part] | None = None,
     scanned: Scanned | None = None,
+    source: str | None = None,
+    content: Callable[[], Awaitable[bytes]] | None = None,
     answer: Callable[[FileView], Any] = lambda view: view,
 ) -> FileView:
     """Make the file of an upload of the actor's whose bytes are all in the store, and announce it. Once done, again.
 
     `size_bytes`: how many came, where the row only knows the most. `claimed`: what the sender says they hash to.
     `known`: what they do hash to, for whom saw them all; else they are read once more. `parts`: of the multipart
-    upload, where the row does not hold them. `answer`: what the command answers, kept under its op_id.
+    upload, where the row does not hold them. `source`: the way it has to have come. `content`: all of it, where it is
+    not in the store yet but to be put there. `answer`: what the command answers, kept under its op_id.
 
     Raises ChecksumMismatch, FileTooLarge, FileTypeBlocked, and what says that the actor may not send files any more
     (the upload is dropped then); NotFound; Conflict where bytes are missing; Timeout where somebody else is at it;
     StorageUnavailable.
     """
-    upload = await _lease(ctx, upload_id)
+    upload = await _lease(ctx, upload_id, source)
     if isinstance(upload, File):
         return sharing.view(ctx.hub.rules, upload)
     try:
+        if content is not None:
+            upload = await _put(ctx, upload, await content())
         checked = await _check(ctx, upload, upload.size_bytes if size_bytes is None else size_bytes, known, parts)
         for said in (claimed, upload.sha256):
             if said is not None and said != checked.sha256:
@@ -188,9 +197,13 @@ async def finish(
         raise
 
 
-async def _lease(ctx: Context, upload_id: UUID) -> Upload | File:
+async def _lease(ctx: Context, upload_id: UUID, source: str | None) -> Upload | File:
     now = ctx.now()
     async with ctx.transaction() as tx:
+        if source is not None:
+            row = await uploads.get(tx, upload_id) or await files.get(tx, upload_id)
+            if row is not None and row.source != source:
+                raise errors.NotFound()
         upload = await uploads.lease(tx, upload_id, now + timedelta(seconds=_LEASE_S), now)
         if upload is not None:
             return await _closed(tx, upload) if upload.open_until is not None else upload
@@ -211,6 +224,19 @@ async def _closed(tx: Transaction, upload: Upload) -> Upload:
     key = keys.content(upload.tenant_id, upload.call_id, upload.id)
     moved = await uploads.serve_from(tx, upload.id, upload.fence, key)
     assert moved is not None
+    return moved
+
+
+async def _put(ctx: Context, upload: Upload, data: bytes) -> Upload:
+    """The bytes put under a key of this lease's own, by nobody but who has it. Known of before they are there: however
+    late the store takes them, and whatever has become of the upload by then, they do not stay."""
+    key = keys.written(upload.tenant_id, upload.call_id, upload.id, upload.fence)
+    async with ctx.transaction() as tx:
+        moved = await uploads.serve_from(tx, upload.id, upload.fence, key)
+        if moved is None:
+            raise errors.NotFound()
+        await tombstones.add(tx, upload.id, key, ctx.now() + timedelta(seconds=_LEASE_S))
+    await ctx.hub.store.put(key, data, content_type=upload.mime_type)
     return moved
 
 
@@ -271,13 +297,12 @@ async def _commit(
     ctx: Context, upload: Upload, checked: Checked, scanned: Scanned | None, answer: Callable[[FileView], Any]
 ) -> FileView:
     now, rules = ctx.now(), ctx.hub.rules
-    if scanned is None:
-        scanned = Scanned("pending", None) if rules.scanner else Scanned("skipped", now)
     async with ctx.deciding(upload.call_id) as tx:
         call = await calls.lock(tx, upload.call_id)
         if call is None:
             raise errors.NotFound()
         await demand_may_bring(ctx, tx, call, upload.access_level)
+        scan_status, scanned_at = await _scan_status(ctx, tx, scanned)
         hours = upload.expires_in_hours
         file = await files.add(
             tx,
@@ -292,18 +317,29 @@ async def _commit(
             storage_key=checked.key,
             access_level=upload.access_level,
             source=upload.source,
-            scan_status=scanned.status,
-            scanned_at=scanned.at,
+            scan_status=scan_status,
+            scanned_at=scanned_at,
             preview_status="pending" if checked.previewable else "none",
             expires_at=None if hours is None else now + timedelta(hours=hours),
             now=now,
         )
         if not await uploads.finish(tx, upload.id, upload.fence):
             raise errors.Timeout("somebody else is making this file", retry_after_ms=1000)
+        await tombstones.spare(tx, file.id, checked.key)
         view = sharing.view(rules, file)
         announce(ctx, file, view)
         await ctx.keep(tx, answer(view))
     return view
+
+
+async def _scan_status(ctx: Context, tx: Transaction, scanned: Scanned | None) -> tuple[str, datetime | None]:
+    """A copy is what it is a copy of, if that is still what it was then; else it is scanned for itself."""
+    if scanned is not None:
+        held = await files.lock(tx, scanned.file_id)
+        if held is not None and (held.storage_key, held.scan_status) == (scanned.key, scanned.status):
+            return scanned.status, scanned.at
+        return "pending", None
+    return ("pending", None) if ctx.hub.rules.scanner else ("skipped", ctx.now())
 
 
 async def demand_may_bring(ctx: Context, tx: Transaction, call: Call, access_level: str) -> None:

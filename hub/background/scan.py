@@ -156,10 +156,9 @@ class Scan:
         log.warning("file_infected", file_id=str(file.id), call_id=str(file.call_id), signature=result)
         key = keys.infected(file.tenant_id, file.call_id, file.id)
         try:
-            if key != file.storage_key:
-                async with self._desk.db.tenant(file.tenant_id, file.uploader_id) as tx:
-                    await tombstones.add(tx, file.id, key, self._desk.clock() + timedelta(seconds=_ASIDE_S))
-                await self._desk.store.copy(file.storage_key, key)
+            async with self._desk.db.tenant(file.tenant_id, file.uploader_id) as tx:
+                await tombstones.add(tx, file.id, key, self._desk.clock() + timedelta(seconds=_ASIDE_S))
+            await self._desk.store.copy(file.storage_key, key)
         except StorageError as error:
             # That nobody gets another URL is more urgent.
             log.warning("infected_not_set_aside", file_id=str(file.id), error=str(error)[:200])

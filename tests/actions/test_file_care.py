@@ -15,6 +15,7 @@ import msgspec
 import pytest
 from PIL import Image
 
+from db import tombstones
 from hub.background.expiry import Expiry
 from hub.background.scan import Scan
 from storage import keys
@@ -45,6 +46,13 @@ class Scanner:
             raise self.fails.pop(0)
         data = b"".join([piece async for piece in pieces])
         return Verdict("Test.Virus" if b"virus" in data else None)
+
+
+async def clean(pieces: AsyncIterator[bytes]) -> Verdict:
+    """As a scanner that does not know the virus (any more)."""
+    async for _ in pieces:
+        pass
+    return Verdict(None)
 
 
 class NoPreviews:
@@ -192,6 +200,49 @@ async def test_a_copy_of_a_clean_file_is_clean(hub: Node, room: Room) -> None:
     await work(hub, Scanner())
     copied = await room.cat.do("file:copy", file_id=file.file_id, call_id=room.call_id)
     assert copied.scan_status == "clean"
+
+
+async def test_a_url_of_what_was_clean_for_a_while_leads_to_nothing(hub: Node, room: Room) -> None:
+    """Infected, clean, infected again: what was signed in between is of a key that is no more."""
+    file = await brought(room.bob, b"a virus", call_id=room.call_id)
+    blind = Scanner()
+    blind.scan = clean  # type: ignore[method-assign]
+    urls = []
+    for scanner in (Scanner(), blind, Scanner()):
+        await room.bob.do("file:rescan", file_id=file.file_id)
+        await work(hub, scanner)
+        if scanner is blind:
+            urls.append((await room.bob.do("file:download", file_id=file.file_id)).url)
+            assert await bytes_of(hub, urls[0]) == b"a virus"
+    assert await refusals(hub, room, file.file_id) == {"file_infected"}
+    await Expiry(hub, Always()).once()
+    with pytest.raises(ObjectMissing):
+        await bytes_of(hub, urls[0])
+    assert len((await hub.store.list()).items) == 1
+
+
+async def test_bytes_that_a_file_has_are_not_deleted_by_an_older_tombstone(hub: Node, room: Room) -> None:
+    file = await brought(room.bob, b"abc", call_id=room.call_id)
+    key = await hub.value("SELECT storage_key FROM files")
+    async with hub.db.tenant(TENANT) as tx:
+        await tombstones.add(tx, file.file_id, key, hub.clock())
+    assert (await Expiry(hub, Always()).once()).tombstones == 1
+    assert (await hub.store.head(key)).size_bytes == 3
+
+
+async def test_a_copy_is_scanned_where_the_verdict_changed_while_it_was_made(hub: Node, room: Room) -> None:
+    file = await brought(room.bob, b"abc", call_id=room.call_id)
+    await work(hub, Scanner())
+    real = hub.store.copy
+
+    async def meanwhile(source: str, target: str) -> Any:
+        stored = await real(source, target)
+        await room.bob.do("file:rescan", file_id=file.file_id)
+        return stored
+
+    hub.store.copy = meanwhile  # type: ignore[method-assign]
+    copied = await room.cat.do("file:copy", file_id=file.file_id, call_id=room.call_id)
+    assert copied.scan_status == "pending"
 
 
 async def test_a_picture_gets_a_small_one(hub: Node, room: Room) -> None:

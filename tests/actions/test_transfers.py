@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import secrets
+from datetime import timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -12,11 +14,13 @@ import msgspec
 import pytest
 
 from hub.actions.transfers import WINDOW
+from hub.background.expiry import Expiry
 from hub.dispatch import Ack
 from hub.protocol.errors import FieldError
 from storage.store import PART_BYTES
 from tests.actions.conftest import Node, Socket
 from tests.actions.sharing import Room, bytes_of, shared
+from tests.actions.test_file_care import Always
 
 CHUNK = 65_536
 
@@ -190,6 +194,48 @@ async def test_a_transfer_that_is_given_up_gives_its_room_back(hub: Node, room: 
     assert (await ask(socket, "file:resume", transfer_id=transfer_id)).code == "not_found"
     assert await hub.value("SELECT bytes + files FROM call_file_usage") == 0 and not len(hub.transfers)
     assert not (await hub.store.list()).items and not (await hub.store.uploads()).items
+
+
+async def test_where_there_is_no_store_an_offer_is_refused_at_once(hub: Node, room: Room) -> None:
+    hub.rules = msgspec.structs.replace(hub.rules, stores_files=False)
+    assert (await offered(room.bob.files(), room.call_id, 10)).code == "storage_unavailable"
+    assert await hub.value("SELECT count(*) FROM uploads") == 0
+
+
+async def test_a_transfer_is_not_confirmed_as_if_it_had_been_put_to_a_url(hub: Node, room: Room) -> None:
+    """Else what was not said to be complete, and was never in hand, becomes a file, or is dropped."""
+    data = secrets.token_bytes(1000)
+    socket = room.bob.files()
+    offer = await offered(socket, room.call_id, len(data))
+    await sent(socket, offer.transfer_id, data)
+    assert await room.bob.refused("file:confirm", file_id=offer.transfer_id) == "not_found"
+    assert (await completed(socket, offer.transfer_id, data)).file.size_bytes == 1000
+    assert await room.bob.refused("file:confirm", file_id=offer.transfer_id) == "not_found"
+
+
+async def test_bytes_that_the_store_takes_after_a_cancel_do_not_stay(hub: Node, room: Room) -> None:
+    """0 orphans: a small file is put by who makes it, and its key is known of before."""
+    data = secrets.token_bytes(1000)
+    socket = room.bob.files()
+    offer = await offered(socket, room.call_id, len(data))
+    await sent(socket, offer.transfer_id, data)
+    began, goes_on, put = asyncio.Event(), asyncio.Event(), hub.store.put
+
+    async def late(key: str, data: bytes, **fields: Any) -> Any:
+        began.set()
+        await goes_on.wait()
+        return await put(key, data, **fields)
+
+    hub.store.put = late  # type: ignore[method-assign]
+    finishing = asyncio.create_task(completed(socket, offer.transfer_id, data))
+    await asyncio.wait_for(began.wait(), 5.0)
+    await ask(room.bob.files(), "file:cancel", transfer_id=offer.transfer_id)
+    goes_on.set()
+    assert (await finishing).code in ("timeout", "not_found")
+    hub.ahead += timedelta(minutes=5)
+    await Expiry(hub, Always()).once()
+    assert (await hub.store.list()).items == ()
+    assert await hub.value("SELECT count(*) FROM file_tombstones") == 0
 
 
 async def test_an_offer_that_is_made_twice_under_one_op_id_is_made_once(hub: Node, room: Room) -> None:

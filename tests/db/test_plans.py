@@ -242,6 +242,7 @@ _RUNS: dict[str, Callable[[Transaction], Awaitable[Any]]] = {
     "tombstones of a file": lambda tx: tombstones.of_file(tx, _PERSON, _LATER),
     "files to scan": lambda tx: system.claim_files(tx, _LATER, 10, 5),
     "files to show in small": lambda tx: system.claim_files(tx, _LATER, 10, 5, scans=False),
+    "keys in use": lambda tx: system.held_keys(tx, ["k/7", "p/8", "u/9"]),
     "calls of keys of the store": lambda tx: system.known_calls(tx, [(_TENANT, _CALL), (_TENANT, _CALL_OPEN)]),
     "keys of the store": lambda tx: system.known_keys(tx, ["k/7", "p/8", "u/9", "g/10"]),
     "a public file": lambda tx: system.public_file(tx, _FILE),
