@@ -176,11 +176,14 @@ class Workers:
             worker.kill()
 
     async def _run_rolls(self) -> None:
-        """A restart that nobody loses anything by: the next one goes when its predecessor's successor serves."""
+        """A restart that nobody loses anything by: each goes when all the others serve, and so its forerunner's
+        successor."""
         while True:
             await self._roll.wait()
             self._roll.clear()
             for worker in self._workers:
+                if not await self._all_serve():
+                    break
                 ending = worker.process
                 if ending is None or self._stop.is_set():
                     continue
@@ -190,14 +193,19 @@ class Workers:
                         await ending.wait()
                 except TimeoutError:
                     worker.kill()
-                try:
-                    async with asyncio.timeout(_START_S):
-                        await worker.serves.wait()
-                except TimeoutError:
-                    log.error("rolling_restart_given_up", worker=worker.number)
-                    break
-            else:
+            if await self._all_serve():
                 log.info("workers_restarted")
+
+    async def _all_serve(self) -> bool:
+        """Once they do; False where they do not come to it."""
+        try:
+            async with asyncio.timeout(_START_S):
+                for worker in self._workers:
+                    await worker.serves.wait()
+        except TimeoutError:
+            log.error("rolling_restart_given_up", waiting_for=worker.number)
+            return False
+        return True
 
 
 def _reserved(address: Address) -> socket.socket:

@@ -117,7 +117,7 @@ async def _answer(request: web.Request, handler: Handler, origins: frozenset[str
             rate=command.rate if command else None,
         )
     except web.HTTPException as error:
-        return _translated(error, request[REQUEST_ID])
+        return _translated(request, error)
     except (asyncio.CancelledError, ConnectionError):
         raise
     except Exception:
@@ -145,7 +145,7 @@ def _guard(request: web.Request, origins: frozenset[str]) -> web.Response | None
     return None
 
 
-def _translated(error: web.HTTPException, request_id: str) -> web.StreamResponse:
+def _translated(request: web.Request, error: web.HTTPException) -> web.StreamResponse:
     """The router's own refusals in our shape; redirects as they are."""
     if error.status < 400:
         return error
@@ -158,10 +158,18 @@ def _translated(error: web.HTTPException, request_id: str) -> web.StreamResponse
         415: errors.UnsupportedMediaType,
     }
     refusal = kinds.get(error.status, errors.BadRequest if error.status < 500 else errors.Internal)
-    response = problem(refusal(), request_id)
+    response = problem(refusal(), request[REQUEST_ID])
     if hdrs.ALLOW in error.headers:
-        response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
+        response.headers[hdrs.ALLOW] = _written_out(request) or error.headers[hdrs.ALLOW]
     return response
+
+
+def _written_out(request: web.Request) -> str:
+    """The methods of the path itself, where it is written out in a route: `/files/upload` is nobody's `/files/{id}`."""
+    routes = (route for resource in request.app.router.resources() for route in resource)
+    return ",".join(
+        sorted(route.method for route in routes if route.resource and route.resource.canonical == request.path)
+    )
 
 
 def _headers(origins: frozenset[str], https: bool) -> Callable[[web.Request, web.StreamResponse], Awaitable[None]]:

@@ -181,6 +181,51 @@ async def test_what_is_between_two_crosses_nodes_and_nobody_else_hears_it(hub: S
     assert [message["text"] for message in (await ben.join(call_id))["chat"]] == ["for you"]
 
 
+async def test_of_two_devices_that_accept_on_two_nodes_at_once_one_wins(hub: Stage) -> None:
+    """One accept counts, on whatever node, and everybody hears so; who comes while it rings hears it ring; what nobody
+    answers is missed, once."""
+    first, second = await two(hub)
+    ann = hub.person("ring-ann", node=first)
+    call_id = (await ann.create())["call_id"]
+    await ann.connect()
+    await ann.join(call_id)
+    names = [f"ring-{number}" for number in range(4)]
+    devices = {name: [hub.person(name, node=node) for node in (first, second)] for name in names}
+    for name in names:
+        await devices[name][0].connect()
+    nobody = await ann.ask("invite:send", call_id=call_id, user_ids=["ring-nobody"], timeout_s=5)
+    sent = await ann.ask("invite:send", call_id=call_id, user_ids=names)
+
+    def about(invite: dict[str, Any]) -> Callable[[dict[str, Any]], bool]:
+        return lambda event: bool(event["invite_id"] == invite["invite_id"])
+
+    for name in names:
+        # The second one comes late, and to the other node.
+        await devices[name][1].connect()
+        for device in devices[name]:
+            assert (await device.wait_for("invite:received", about(sent)))["caller"]["user_id"] == "ring-ann"
+        assert devices[name][1].names()[0] == "session:ready"
+    pairs = [devices[name] for name in names]
+    asked = [device.ack("invite:accept", invite_id=sent["invite_id"]) for pair in pairs for device in pair]
+    answers = await asyncio.gather(*asked)
+    for number, pair in enumerate(pairs):
+        of_pair = answers[2 * number : 2 * number + 2]
+        assert sorted(answer["ok"] for answer in of_pair) == [False, True], of_pair
+        lost = next(answer for answer in of_pair if not answer["ok"])
+        assert lost["error"]["code"] == "answered_elsewhere"
+        loser = pair[of_pair.index(lost)]
+        assert (await loser.wait_for("invite:canceled", about(sent)))["reason"] == "answered_elsewhere"
+    for name in names:
+        await ann.wait_for("invite:accepted", lambda event, name=name: event["user_id"] == name)  # type: ignore[misc]
+    await ann.wait_for("invite:missed", about(nobody))
+    # Had the other node found it missed, too, it would have said so by now.
+    await asyncio.sleep(1.5)
+    assert Counter(ann.names())["invite:missed"] == 1
+    assert Counter(ann.names())["invite:accepted"] == len(names)
+    log = await ann.rest("GET", "/invites?direction=outgoing")
+    assert Counter(each["status"] for each in log.body["items"]) == {"accepted": 4, "missed": 1}
+
+
 async def test_the_same_op_id_has_one_effect_and_one_answer_on_both_nodes(hub: Stage) -> None:
     """S-186: repeats at the same time, on either node, are answered by the one that ran."""
     first, second = await two(hub)
@@ -328,48 +373,3 @@ async def test_sigterm_sends_everybody_away_in_good_order_within_fifteen_seconds
 
 async def _all_in(hub: Stage, call_id: str, count: int) -> bool:
     return list((await hub.statuses(call_id)).values()) == ["joined"] * count
-
-
-async def test_of_two_devices_that_accept_on_two_nodes_at_once_one_wins(hub: Stage) -> None:
-    """One accept counts, on whatever node, and everybody hears so; who comes while it rings hears it ring; what nobody
-    answers is missed, once."""
-    first, second = await two(hub)
-    ann = hub.person("ring-ann", node=first)
-    call_id = (await ann.create())["call_id"]
-    await ann.connect()
-    await ann.join(call_id)
-    names = [f"ring-{number}" for number in range(4)]
-    devices = {name: [hub.person(name, node=node) for node in (first, second)] for name in names}
-    for name in names:
-        await devices[name][0].connect()
-    nobody = await ann.ask("invite:send", call_id=call_id, user_ids=["ring-nobody"], timeout_s=5)
-    sent = await ann.ask("invite:send", call_id=call_id, user_ids=names)
-
-    def about(invite: dict[str, Any]) -> Callable[[dict[str, Any]], bool]:
-        return lambda event: bool(event["invite_id"] == invite["invite_id"])
-
-    for name in names:
-        # The second one comes late, and to the other node.
-        await devices[name][1].connect()
-        for device in devices[name]:
-            assert (await device.wait_for("invite:received", about(sent)))["caller"]["user_id"] == "ring-ann"
-        assert devices[name][1].names()[0] == "session:ready"
-    pairs = [devices[name] for name in names]
-    asked = [device.ack("invite:accept", invite_id=sent["invite_id"]) for pair in pairs for device in pair]
-    answers = await asyncio.gather(*asked)
-    for number, pair in enumerate(pairs):
-        of_pair = answers[2 * number : 2 * number + 2]
-        assert sorted(answer["ok"] for answer in of_pair) == [False, True], of_pair
-        lost = next(answer for answer in of_pair if not answer["ok"])
-        assert lost["error"]["code"] == "answered_elsewhere"
-        loser = pair[of_pair.index(lost)]
-        assert (await loser.wait_for("invite:canceled", about(sent)))["reason"] == "answered_elsewhere"
-    for name in names:
-        await ann.wait_for("invite:accepted", lambda event, name=name: event["user_id"] == name)  # type: ignore[misc]
-    await ann.wait_for("invite:missed", about(nobody))
-    # Had the other node found it missed, too, it would have said so by now.
-    await asyncio.sleep(1.5)
-    assert Counter(ann.names())["invite:missed"] == 1
-    assert Counter(ann.names())["invite:accepted"] == len(names)
-    log = await ann.rest("GET", "/invites?direction=outgoing")
-    assert Counter(each["status"] for each in log.body["items"]) == {"accepted": 4, "missed": 1}

@@ -44,6 +44,9 @@ class Workers:
             return {}
         return {node["node_id"]: node["status"] for node in answer.body["items"]} if answer.status == 200 else {}
 
+    async def serving(self) -> bool:
+        return self.process.log().count("worker_serves") == 2
+
     async def both(self) -> bool:
         return await self.statuses() == {"hub-1": "ready", "hub-2": "ready"}
 
@@ -68,7 +71,9 @@ async def workers(stage: Stage) -> Workers:
     )
     started = Workers(stage, process, internal)
     # Three interpreters at once: where a machine is busy that takes its time.
-    await eventually(started.both, timeout_s=90)
+    # A node is in the list before its door is open: the parent knows when it serves.
+    await eventually(started.serving, timeout_s=90)
+    await eventually(started.both, timeout_s=30)
     return started
 
 

@@ -16,7 +16,7 @@ from hub.transport import hs256
 
 KEYS = (b"the-present-secret-that-is-long-enough", b"the-previous-secret-that-is-long-enough")
 NOW = int(time.time())
-GOOD: dict[str, Any] = {"sub": "ada", "aud": "authenticated", "exp": NOW + 600}
+GOOD: dict[str, Any] = {"sub": "ada", "aud": "authenticated", "exp": NOW + 36_000}
 
 
 def short(token: str, issuer: str | None = None) -> Mapping[str, Any] | None:
