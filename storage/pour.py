@@ -12,6 +12,7 @@ import hashlib
 import os
 import random
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -30,6 +31,9 @@ GATHER_BYTES = 256 * 1024
 _THREADS = 4
 # Between tries of one write; each try has the store's own deadline.
 _AGAIN_S = (0.1, 0.4, 1.5)
+# When all has come somebody waits for the answer: what fails later than this is not tried again, so that together with
+# the deadline of one call, 2.5 s, it is there within 3 s.
+_TRYING_S = 0.45
 # Parts in memory on their way to the store, over all streams.
 _SLOTS = 2
 
@@ -123,18 +127,27 @@ class Pours:
             await stream.stop()
             self.discard(spill)
 
-    async def send(self, spill: Spill, key: str, upload_id: str, number: int, offset: int, length: int) -> Part:
+    async def send(
+        self, spill: Spill, key: str, upload_id: str, number: int, offset: int, length: int, late: Callable[[], bool]
+    ) -> Part:
         async with self._slots:
             data = await self.apart(lambda: spill.read(offset, length))
-            return await self.patiently(lambda: self._store.put_part(key, upload_id, number, data))
+            return await self.patiently(lambda: self._store.put_part(key, upload_id, number, data), late)
 
-    async def patiently(self, write: Callable[[], Awaitable[T]]) -> T:
-        """A write again where the store fails: nobody could send a form's bytes again. Raises StorageUnavailable."""
+    async def patiently(self, write: Callable[[], Awaitable[T]], late: Callable[[], bool]) -> T:
+        """A write again where the store fails, until it is `late`: nobody could send a form's bytes again.
+
+        Raises StorageUnavailable.
+        """
         for wait_s in _AGAIN_S:
             try:
                 return await write()
             except StorageUnavailable:
+                if late():
+                    raise
                 await asyncio.sleep(wait_s * random.uniform(0.8, 1.2))
+                if late():
+                    raise
         return await write()
 
     @property
@@ -157,6 +170,11 @@ class _Stream:
         self._upload_id: str | None = None
         self._parts: list[Part] = []
         self._sending: asyncio.Task[Part] | None = None
+        # None while bytes are still coming.
+        self._patient_until: float | None = None
+
+    def _late(self) -> bool:
+        return self._patient_until is not None and time.monotonic() > self._patient_until
 
     async def take(self, piece: bytes) -> bool:
         """Whether something was written."""
@@ -176,11 +194,12 @@ class _Stream:
         return wrote
 
     async def end(self) -> Poured:
+        self._patient_until = time.monotonic() + _TRYING_S
         await self._write()
         if not self._parts and self._sending is None:
             data = await self._pours.apart(lambda: self._spill.read(0, self._filled))
             put = partial(self._pours.store.put, self._key, data, content_type=self._content_type)
-            await self._pours.patiently(put)
+            await self._pours.patiently(put, self._late)
         else:
             if self._filled:
                 await self._send_part()
@@ -210,11 +229,13 @@ class _Stream:
         """Send what is filled, beside filling the other half of the file; the half is free when its part is sent."""
         if self._upload_id is None:
             begin = partial(self._pours.store.begin, self._key, content_type=self._content_type)
-            self._upload_id = await self._pours.patiently(begin)
+            self._upload_id = await self._pours.patiently(begin, self._late)
             await self._begun(self._upload_id)
         await self._sent()
         self._sending = asyncio.create_task(
-            self._pours.send(self._spill, self._key, self._upload_id, len(self._parts) + 1, self._base, self._filled)
+            self._pours.send(
+                self._spill, self._key, self._upload_id, len(self._parts) + 1, self._base, self._filled, self._late
+            )
         )
         self._base, self._filled = PART_BYTES - self._base, 0
 
@@ -223,6 +244,9 @@ class _Stream:
             sending, self._sending = self._sending, None
             try:
                 self._parts.append(await sending)
+                if self._patient_until is not None:
+                    # It goes on, however slowly.
+                    self._patient_until = time.monotonic() + _TRYING_S
             except BaseException:
                 sending.cancel()
                 raise

@@ -28,7 +28,7 @@ from hub.protocol.files import (
     PresignFile,
     UploadFile,
 )
-from storage.errors import ObjectMissing
+from storage.errors import ObjectMissing, StorageError
 
 commands = Commands()
 
@@ -81,9 +81,10 @@ async def upload(ctx: Context, message: UploadFile) -> FileView:
         return await uploading.finish(
             ctx, row.id, size_bytes=poured.size_bytes, known=poured.sha256, parts=poured.parts
         )
-    except BaseException:
-        # Nobody can send the rest of a form. Where the file was made after all, there is nothing to abandon.
-        await asyncio.shield(uploading.abandon(ctx, row.id))
+    except BaseException as error:
+        # Nobody can send the rest of a form. Where the file was made after all, there is nothing to abandon. A store
+        # that has just failed is left to the sweep: whoever waits has waited long enough.
+        await asyncio.shield(uploading.abandon(ctx, row.id, bury=not isinstance(error, StorageError)))
         raise
 
 

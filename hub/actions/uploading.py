@@ -359,15 +359,17 @@ def announce(ctx: Context, file: File, view: FileView) -> None:
     ctx.first(lambda: tell(ctx.hub.bus, file, FileAnnounced(view), by=ctx.by()))
 
 
-async def abandon(ctx: Context, upload_id: UUID) -> None:
-    """Give the space back and have the bytes deleted. Never raises for what is away: the sweep comes by."""
+async def abandon(ctx: Context, upload_id: UUID, *, bury: bool = True) -> None:
+    """Give the space back and have the bytes deleted: at once, or by the sweep. Never raises for what is away: the
+    sweep comes by."""
     try:
         async with ctx.transaction() as tx:
             await uploads.drop(tx, upload_id)
     except DatabaseUnavailable as error:
         log.warning("upload_not_dropped", error=str(error)[:200], request_id=ctx.request_id)
         return
-    await burying.bury_now(ctx, upload_id)
+    if bury:
+        await burying.bury_now(ctx, upload_id)
 
 
 async def _give_back(ctx: Context, upload: Upload) -> None:

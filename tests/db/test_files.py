@@ -263,3 +263,24 @@ async def test_lists_are_newest_first_and_hold_what_may_be_seen(db: Database) ->
     async with db.system() as tx:
         assert await system.public_file(tx, public.id) == (mine, call.id)
         assert await system.public_file(tx, made[0].id) is None
+
+
+async def test_files_that_cross_between_two_calls_do_not_wait_for_each_other(db: Database) -> None:
+    """Both lock the counts of both calls in one order, whichever way they go."""
+    tenant = tenant_id()
+    async with db.tenant(tenant, "olga") as tx:
+        low, high = sorted([await make_call(tx), await make_call(tx)], key=lambda call: call.id)
+        there, back = await _make(tx, low), await _make(tx, high)
+
+    async def move(file: File, call: Call) -> None:
+        async with db.tenant(tenant, "olga") as tx:
+            await files.move(tx, file.id, call.id, f"{file.storage_key}.moved")
+
+    async with db.tenant(tenant, "olga") as tx:
+        await tx.execute("SELECT 1 FROM call_file_usage WHERE call_id = $1 FOR UPDATE", low.id)
+        moves = []
+        # Each has come to where it has to wait before the next one begins.
+        for file, call in ((back, low), (there, high)):
+            moves.append(asyncio.create_task(move(file, call)))
+            await asyncio.sleep(0.3)
+    await asyncio.gather(*moves)

@@ -114,6 +114,25 @@ async def test_a_store_that_fails_now_and_then_costs_nothing(pours: Pours, store
     assert calls >= 8
 
 
+@pytest.mark.parametrize(("size", "name"), [(100, "put"), (PART_BYTES + 100, "put_part")])
+async def test_a_store_that_hangs_is_not_waited_for_again_once_all_has_come(
+    pours: Pours, store: LocalStore, size: int, name: str
+) -> None:
+    """Each try takes the whole deadline of a call, and somebody waits for the answer: within 3 s."""
+    tries = 0
+
+    async def hang(*_: object, **__: object) -> object:
+        nonlocal tries
+        tries += 1
+        await asyncio.sleep(0.6)
+        raise StorageUnavailable("no answer")
+
+    setattr(store, name, hang)
+    with pytest.raises(StorageUnavailable):
+        await _pour(pours, store, "t/c/f", bytes(size))
+    assert tries == 1
+
+
 async def test_a_full_disk_is_the_stores_trouble(pours: Pours) -> None:
     spill = await pours.spill()
     spill.close()
