@@ -24,7 +24,9 @@ CREATE OR REPLACE FUNCTION live_link(code text) RETURNS TABLE (tenant_id uuid, l
     $$;
 
 -- Within the caller's tenant: what a link says of those who came by it. Only its creator sees the link itself.
-CREATE OR REPLACE FUNCTION link_terms(wanted uuid)
+-- A later migration gives it more columns: whoever applies all of them once more begins anew here.
+DROP FUNCTION IF EXISTS link_terms(uuid);
+CREATE FUNCTION link_terms(wanted uuid)
     RETURNS TABLE (revoked boolean, default_role text, require_approval boolean)
     LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp
     AS $$

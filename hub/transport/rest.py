@@ -10,6 +10,7 @@ import functools
 import operator
 import re
 import types
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 from uuid import UUID
@@ -40,12 +41,31 @@ _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,128}")
 def setup(app: web.Application, dispatcher: Dispatcher, hub: Hub, *, proxies: Iterable[str] = ()) -> None:
     """Add the route of every declared command. `proxies`: networks whose X-Forwarded-For is believed."""
     trusted = networks(proxies)
+    # `/files/upload` is nobody's `/files/{id}`, whatever the method.
+    written_out: dict[str, set[str]] = defaultdict(set)
+    for command in dispatcher.commands:
+        if command.http is not None and not command.http.fields:
+            written_out[BASE + command.http.path].add(command.http.method)
     for command in dispatcher.commands:
         if command.http is not None and not command.http.form:
             path, handler = BASE + command.http.path, _handler(command, dispatcher, hub, trusted)
+            if command.http.fields:
+                handler = _but_not(written_out, handler)
             app.router.add_route(command.http.method, path, handler)
             if command.http.method == hdrs.METH_GET:
                 app.router.add_route(hdrs.METH_HEAD, path, handler)
+
+
+def _but_not(
+    written_out: Mapping[str, set[str]], handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def handle(request: web.Request) -> web.StreamResponse:
+        methods = written_out.get(request.path)
+        if methods is not None:
+            raise web.HTTPMethodNotAllowed(request.method, methods)
+        return await handler(request)
+
+    return handle
 
 
 def _handler(
