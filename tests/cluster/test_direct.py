@@ -104,7 +104,7 @@ async def test_where_not_everything_is_there_any_more_it_says_so(open_node: Open
     await a.bus.subscribe_users([(TENANT, "anna")])
     start = place(a)
     await asyncio.gather(*(say(a, n) for n in range(1100)))
-    await until(lambda: place(a).offset == 1100)
+    await until(lambda: place(a).offset == 1100, 30)
     assert await a.bus.missed_by_user(TENANT, "anna", start) is None
     assert len(await a.bus.missed_by_user(TENANT, "anna", Position(start.epoch, 200)) or ()) == 900
     for strange in (Position("feed", 3), Position(start.epoch, 5000), Position(start.epoch, -1)):
