@@ -139,7 +139,7 @@ async def test_pages_are_whole_and_steps_add_up(hub: Node) -> None:
 
 
 async def test_others_hear_what_changes_and_the_reporter_what_helps(hub: Node) -> None:
-    """S-245, S-114, S-107, S-190: bad for two reports, and well again; live, and in the metrics of the hub elsewhere."""
+    """S-245, S-114, S-107, S-190: bad for two reports, and well again; told at once."""
     call_id, (ann, bob), (hers, _) = await gathered(hub, "ann", "bob")
 
     async def report(loss: float) -> Any:
