@@ -88,7 +88,7 @@ def _of_file(file: Path, known: Head | None) -> Verdict:
     """An export holds in itself; that it holds the whole log only a head noted elsewhere can say."""
     try:
         lines = file.read_bytes().splitlines()
-        links = [_link(msgspec.json.decode(line, type=AuditLink)) for line in lines if line.strip()]
+        links = [link_of(msgspec.json.decode(line, type=AuditLink)) for line in lines if line.strip()]
     except OSError as error:
         fail(f"cannot read {file}: {error.strerror}")
     except (msgspec.MsgspecError, ValueError) as error:
@@ -126,7 +126,8 @@ def _head(text: str) -> Head:
         fail("--known: the hash is not hex")
 
 
-def _link(sent: AuditLink) -> Link:
+def link_of(sent: AuditLink) -> Link:
+    """A link as it was exported."""
     return Link(
         seq=sent.seq,
         prev_hash=bytes.fromhex(sent.prev_hash),

@@ -13,29 +13,12 @@ from typing import Any
 import pytest
 
 from db import audit
-from db.audit_chain import FIRST, Head, Link, check
+from db.audit_chain import FIRST, Head, check
 from hub.actions import all_commands
 from hub.actions.pages import cursor
+from hub.cli.audit import link_of
 from hub.commands import Command
-from hub.protocol.admin import AuditLink
 from tests.actions.conftest import OTHER_TENANT, TENANT, Node
-
-
-def link_of(sent: AuditLink) -> Link:
-    return Link(
-        seq=sent.seq,
-        prev_hash=bytes.fromhex(sent.prev_hash),
-        hash=bytes.fromhex(sent.hash),
-        id=int(sent.id),
-        tenant_id=sent.tenant_id,
-        at=sent.at,
-        actor=sent.actor,
-        action=sent.action,
-        target_type=sent.target_type,
-        target_id=sent.target_id,
-        reason=sent.reason,
-        details=sent.details_json,
-    )
 
 
 async def test_every_act_of_moderation_is_a_row_with_who_what_whom_and_why(hub: Node) -> None:
