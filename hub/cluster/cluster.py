@@ -55,6 +55,7 @@ class Cluster:
             now=datetime.now(UTC),
         )
         self.bus = Bus(self._door, keys, self.nodes, Signer(secret, env), window_s=recovery_window_s)
+        self.bus.when_back(self._door.look_again)
         self.roster = Roster(self._door, keys, self.nodes)
         self.sessions = Sessions(self._door, keys, self.nodes)
         self.presence = Presences(self._door, keys, self.nodes)

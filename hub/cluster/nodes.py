@@ -64,7 +64,15 @@ class Clock:
         return self._redis_ms is not None
 
     def sync(self, redis_ms: int, sent_at_s: float) -> None:
-        """`sent_at_s` is when the question left: the estimate is then late by a round trip at most, never early."""
+        """`sent_at_s` is when the question left: the estimate is then late by a round trip at most, never early.
+
+        What was known before is nearer where it lies within that round trip: a slow answer makes nothing worse.
+        """
+        trip_ms = int((monotonic_s() - sent_at_s) * 1000)
+        if self._redis_ms is not None:
+            known_ms = self._redis_ms + int((sent_at_s - self._at_s) * 1000)
+            if redis_ms - trip_ms <= known_ms < redis_ms:
+                redis_ms = known_ms
         self._redis_ms, self._at_s = redis_ms, sent_at_s
         self.since_ms = self.since_ms or redis_ms
 

@@ -142,6 +142,11 @@ class Door:
         for address in [each for each in self._ways if each not in slots.addresses]:
             self._ways.pop(address).close()
 
+    def look_again(self) -> None:
+        """Somebody else has reached the server: whatever is known of a silence is out of date."""
+        for way in self._ways.values():
+            way.look_again()
+
     async def close(self) -> None:
         for way in self._ways.values():
             way.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Coroutine
 
@@ -24,6 +25,13 @@ class Way:
         self._connecting: asyncio.Task[None] | None = None
         # The last thing known of the server is that it does not answer.
         self._silent = False
+        self._hint = asyncio.Event()
+
+    def look_again(self) -> None:
+        """The server may be back: try at once, and let who asks wait for it."""
+        self._silent = False
+        if self._connecting is not None:
+            self._hint.set()
 
     async def serving(self) -> Link:
         """The link, or a new one in place of one that was lost.
@@ -57,11 +65,19 @@ class Way:
                     self._silent = False
                     return
                 except (LinkLost, ClusterUnavailable):
-                    self._silent = True
-                await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))
+                    # A try that began before the hint says nothing against it.
+                    self._silent = not self._hint.is_set()
+                await self._pause(wait_s * random.uniform(0.5, 1.0))
                 wait_s = min(wait_s * 2, _BACKOFF_S[1])
         finally:
             self._connecting = None
+            self._hint.clear()
+
+    async def _pause(self, at_most_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(at_most_s):
+                await self._hint.wait()
+        self._hint.clear()
 
     def close(self) -> None:
         if self._connecting is not None:
